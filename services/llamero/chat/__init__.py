@@ -1,0 +1,1 @@
+"""The chat service: an OpenAI-compatible front door and a page."""

@@ -1,0 +1,1 @@
+"""The llamero command: what a person types and sees."""

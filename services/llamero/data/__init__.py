@@ -1,0 +1,1 @@
+"""From raw sources to training and evaluation examples, shard by shard."""

@@ -1,0 +1,1 @@
+"""The built-in CPU engine: one base, many adapters, TGI's surface."""

@@ -1,0 +1,1 @@
+"""What the words of llamero mean: the manifest, names, records, messages and results. Pydantic and the standard library only."""

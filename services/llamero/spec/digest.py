@@ -1,0 +1,43 @@
+"""Digests that say when two things are the same: canonical JSON, sha256 in hex."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from llamero.spec.job import FineTuneJobSpec
+from llamero.spec.results import FileEntry
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of the value's canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
+
+
+def digest_files(files: Iterable[FileEntry]) -> str:
+    """sha256 over the sorted lines `<sha256>  <name>\\n`, as `sha256sum` prints them."""
+    lines = sorted(f"{f.sha256}  {f.name}\n" for f in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# What can change without changing the result: who does the work, and how often it is saved.
+_DATA_NEUTRAL = {"workers"}
+_TRAINING_NEUTRAL = {"resources", "saveIntervalSeconds", "keepCheckpoints"}
+
+
+def data_recipe(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """What decides the data phase's output besides the sources' contents and the tokenizer."""
+    recipe = {k: v for k, v in spec.data.to_json_dict().items() if k not in _DATA_NEUTRAL}
+    return recipe | {"sequenceLength": spec.training.sequence_length}
+
+
+def training_recipe(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """What decides the adapter besides data and base."""
+    return {k: v for k, v in spec.training.to_json_dict().items() if k not in _TRAINING_NEUTRAL}
+
+
+def run_digest(spec: FineTuneJobSpec, data_digest: str, base_digest: str) -> str:
+    """What counts as the same run: base, data and training. A change of anything else takes effect on the run at hand."""
+    return digest_json({"base": base_digest, "data": data_digest, "training": training_recipe(spec)})

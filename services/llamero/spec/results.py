@@ -1,0 +1,249 @@
+"""What each phase hands on as JSON: data/manifest.json, checkpoints/result.json, adapter/manifest.json,
+evaluation/result.json, and report.json, which gathers them. Field names are camelCase in the files."""
+
+from pydantic import Field
+
+from llamero.spec.base import ResultModel
+
+SCHEMA_VERSION = 1
+
+
+class FileEntry(ResultModel):
+    """A file of a folder's manifest; `name` is relative to the folder."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class LengthSummary(ResultModel):
+    """Token lengths over records: mean, median and largest."""
+
+    mean: float
+    median: float
+    max: int
+
+
+class StatisticsRow(ResultModel):
+    """One domain of the statistics table; `stage` is `read` or `kept`, `domain` `overall` for the last row of a stage.
+
+    `tokens` are all tokens (inputs and outputs); `input_tokens` and `output_tokens` its parts.
+    """
+
+    stage: str
+    domain: str
+    samples: int
+    tokens: int
+    input_tokens: int
+    output_tokens: int
+    input: LengthSummary
+    output: LengthSummary
+
+
+class Histogram(ResultModel):
+    """Counts of records by length in tokens: `edges` has one more entry than `counts`."""
+
+    name: str
+    edges: list[int]
+    counts: list[int]
+
+
+class LengthChoice(ResultModel):
+    """What a sequence length would cut: the share of kept records longer than it (template + prompt + answer)."""
+
+    sequence_length: int
+    cut_fraction: float
+
+
+class SourceCounts(ResultModel):
+    """A source's part: read = kept + sum(rejected)."""
+
+    name: str
+    uri: str
+    format: str
+    license: str | None = None
+    terms: str | None = None
+    read: int
+    kept: int
+    rejected: dict[str, int] = Field(default_factory=dict)
+
+
+class SplitCounts(ResultModel):
+    """One side of the split: records, the examples (chunks) made of them, their tokens and those that are trained on."""
+
+    records: int
+    examples: int
+    tokens: int
+    target_tokens: int
+
+
+class RejectedSample(ResultModel):
+    reason: str
+    source: str
+    file: str
+    line: int
+    detail: str = ""
+    text: str = ""
+
+
+class DataResult(ResultModel):
+    """data/manifest.json, written last. read = kept + sum(rejected); kept = train.records + evaluation.records."""
+
+    schema_version: int = SCHEMA_VERSION
+    digest: str = Field(
+        description="sha256 over recipe, source contents and tokenizer: the same digest means the same output."
+    )
+    files: list[FileEntry]
+    read: int
+    kept: int
+    rejected: dict[str, int]
+    train: SplitCounts
+    evaluation: SplitCounts
+    sources: list[SourceCounts]
+    statistics: list[StatisticsRow]
+    histograms: list[Histogram]
+    recommended_sequence_length: int
+    length_choices: list[LengthChoice]
+    rejected_samples: list[RejectedSample]
+    template: str
+    seconds: float
+    shards: int
+    reused_shards: int = 0
+
+
+class LossPoint(ResultModel):
+    """One optimiser step of the loss curve. `loss` is the mean over the step's target tokens, in nats."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float | None = None
+    tokens: int
+    seconds: float
+
+
+class LossSummary(ResultModel):
+    """First and last step's loss (mean over the first and last 5 steps, or fewer where there are fewer)."""
+
+    first: float
+    last: float
+
+
+class MergeResult(ResultModel):
+    """The merged export: held-out loss with the adapter beside the base, and merged into it."""
+
+    uri: str
+    adapter_loss: float | None = None
+    merged_loss: float | None = None
+    change: float | None = None
+
+
+class TrainingResult(ResultModel):
+    """checkpoints/result.json. `tokens` counts all tokens that went through the model, `seconds` training time over all attempts."""
+
+    schema_version: int = SCHEMA_VERSION
+    method: str
+    steps: int
+    epochs: float
+    examples: int
+    tokens: int
+    target_tokens: int
+    tokens_per_second: float
+    seconds: float
+    loss: LossSummary
+    curve: list[LossPoint]
+    resumed_from: list[int] = Field(default_factory=list, description="Steps that the run was resumed at.")
+    trainable_parameters: int
+    total_parameters: int
+    peak_memory_bytes: int | None = None
+    device: str
+    attention: str
+    optimizer: str
+    notes: list[str] = Field(default_factory=list, description="What differs from the recipe, and why.")
+    merge: MergeResult | None = None
+
+
+class AdapterManifest(ResultModel):
+    """adapter/manifest.json, written last: what the adapter is made of and what it belongs to.
+
+    `sha256` is over the sorted lines `<sha256>  <name>\\n` of `files`.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    files: list[FileEntry]
+    sha256: str
+    base: str
+    base_revision: str | None = None
+    base_sha256: str
+    template: str
+    stop_tokens: list[str]
+    data_digest: str
+    recipe_digest: str
+    licenses: list[str] = Field(default_factory=list)
+    terms: list[str] = Field(default_factory=list)
+
+
+class PerplexityPair(ResultModel):
+    """Base and tuned; None where nothing was held out."""
+
+    base: float | None
+    tuned: float | None
+
+
+class Answer(ResultModel):
+    """One answer: its text, whether a stop token ended it, and its length in tokens."""
+
+    text: str
+    finished: bool
+    tokens: int
+
+
+class Sample(ResultModel):
+    """A prompt answered side by side; `reference` is the held-out answer where there is one."""
+
+    prompt_set: str
+    prompt: str
+    base: Answer
+    tuned: Answer
+    reference: str | None = None
+
+
+class EvaluationResult(ResultModel):
+    """evaluation/result.json.
+
+    `perplexity` is the mean over records of exp(-log P / n), `token_perplexity` exp of the mean over all target tokens.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    records: int
+    target_tokens: int
+    perplexity: PerplexityPair
+    token_perplexity: PerplexityPair
+    samples: list[Sample]
+    seconds: float
+
+
+class GateResult(ResultModel):
+    passed: bool
+    reason: str
+
+
+class AdapterRef(ResultModel):
+    uri: str
+    sha256: str
+
+
+class Report(ResultModel):
+    """report.json: one run from data to verdict."""
+
+    schema_version: int = SCHEMA_VERSION
+    job: str
+    run: int
+    phase: str
+    base_model: str
+    data: DataResult
+    training: TrainingResult
+    evaluation: EvaluationResult
+    gate: GateResult
+    adapter: AdapterRef
+    seconds: dict[str, float] = Field(default_factory=dict, description="Seconds by phase.")

@@ -1,0 +1,1 @@
+"""Trains an adapter as a process of its own: checkpoints, resumes, reports."""
