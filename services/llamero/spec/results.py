@@ -1,6 +1,9 @@
 """What each phase hands on as JSON: data/manifest.json, checkpoints/result.json, adapter/manifest.json,
 evaluation/result.json, and report.json, which gathers them. Field names are camelCase in the files."""
 
+from datetime import datetime
+from typing import Any
+
 from pydantic import Field
 
 from llamero.spec.base import ResultModel
@@ -221,6 +224,10 @@ class EvaluationResult(ResultModel):
     token_perplexity: PerplexityPair
     samples: list[Sample]
     seconds: float
+    digest: str = Field(
+        "", description="sha256 over base, adapter, held-out examples, prompts and settings: the same digest is reused."
+    )
+    notes: list[str] = Field(default_factory=list, description="What was measured otherwise than asked, and why.")
 
 
 class GateResult(ResultModel):
@@ -247,3 +254,6 @@ class Report(ResultModel):
     gate: GateResult
     adapter: AdapterRef
     seconds: dict[str, float] = Field(default_factory=dict, description="Seconds by phase.")
+    recipe: dict[str, Any] = Field(default_factory=dict, description="The manifest's training recipe, as it was run.")
+    finished_at: datetime | None = None
+    version: str = Field("", description="The version of llamero that wrote the report.")
