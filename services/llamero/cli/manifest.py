@@ -1,7 +1,7 @@
 """Reads a manifest file: YAML or JSON, with the line of every field, so that each mistake can be shown where it stands.
 
-Also makes the URIs absolute: relative ones belong to the manifest's folder, and `${NAME}` or `${NAME:-default}` in them is taken
-from the environment.
+Also makes the URIs absolute: relative ones belong to the manifest's folder, and `${LLAMERO_X}` or `${LLAMERO_X:-default}` in them
+is taken from the environment (names that begin with LLAMERO_ alone, so that a manifest can't carry a secret to a URL of its choice).
 """
 
 import os
@@ -21,6 +21,7 @@ from llamero.spec.validation import validate_job
 from llamero.storage import is_local, local_path
 
 MAX_MANIFEST_BYTES = 1 << 20
+VARIABLE_PREFIX = "LLAMERO_"
 
 # Where a manifest holds URIs; `*` stands for any item of a list.
 URI_FIELDS: tuple[tuple[str, ...], ...] = (
@@ -160,6 +161,14 @@ def _resolve_uris(raw: Any, folder: Path, environment: Mapping[str, str]) -> tup
 
     def resolve(text: str, path: FieldPath) -> str:
         def replace(match: re.Match[str]) -> str:
+            if not match["name"].startswith(VARIABLE_PREFIX):
+                problems.append(
+                    Problem(
+                        path,
+                        f"only variables that begin with {VARIABLE_PREFIX} are read here, not {match['name']}: rename it",
+                    )
+                )
+                return ""
             value = environment.get(match["name"]) or match["default"]
             if value is None:
                 problems.append(

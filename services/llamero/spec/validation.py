@@ -112,11 +112,12 @@ def _suggest(word: str, known: list[str], list_known: bool = True) -> str:
 
 
 def _hint_missing(path: Path) -> str:
-    return {
+    hints: dict[tuple[str, ...], str] = {
         ("apiVersion",): f": write `apiVersion: {API_VERSION}`",
         ("kind",): f": write `kind: {KIND}`",
         ("metadata",): ": write `metadata: {name: ...}`",
-    }.get(tuple(str(p) for p in path), "")
+    }
+    return hints.get(tuple(str(p) for p in path), "")
 
 
 def _describe_pattern(path: Path, pattern: str) -> str:

@@ -1,0 +1,210 @@
+"""Runs a phase, or a server, as a process of its own, which dies with this one, and passes on what it reports.
+
+A phase's process prints Progress lines and ends with a code of `lifecycle.failures`.
+"""
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from llamero.spec.progress import Progress
+
+GRACE_SECONDS = 60.0
+KILL_GRACE_SECONDS = 5.0
+POLL_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: everything is to end."""
+
+
+@dataclass(frozen=True)
+class PhaseEnd:
+    """How a phase's process ended; `hung` where it was ended for want of progress, `overdue` where its time was up."""
+
+    returncode: int
+    hung: bool = False
+    overdue: bool = False
+
+
+@contextlib.contextmanager
+def interrupt_on_signals():  # type: ignore[no-untyped-def]
+    """SIGINT and SIGTERM raise Interrupted in the main thread; a second one while cleaning up is not lost on the children."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_process(
+    module: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """Start `python -m <module>` in a session of its own; stdout is piped, stderr goes to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.getpid()
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=lambda: _die_with_parent(parent),
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
+        )
+
+
+def _die_with_parent(parent: int) -> None:
+    """SIGTERM when the parent ends, however it ends, so that a checkpoint is still written (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def stop_process(process: "subprocess.Popen[str]", grace_seconds: float = GRACE_SECONDS) -> int:
+    """SIGTERM to the process group, SIGKILL after the grace; returns its code."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(grace_seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    except Interrupted:
+        pass  # a second Ctrl-C: no more patience
+    finally:
+        _signal_group(process, signal.SIGKILL)
+        process.wait(KILL_GRACE_SECONDS)
+    return process.returncode
+
+
+def _signal_group(process: "subprocess.Popen[str]", number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def run_phase(
+    module: str,
+    config: Path,
+    log: Path,
+    on_progress: Callable[[Progress], None],
+    progress_deadline_seconds: float,
+    deadline: float | None = None,
+) -> PhaseEnd:
+    """Run a phase's process to its end.
+
+    One that reports nothing for `progress_deadline_seconds` is ended and counts as hung; `deadline` is a time of
+    `time.monotonic()`. Raises Interrupted after the process has ended where this one was told to end.
+    """
+    process = start_process(module, [str(config)], log)
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read_lines, args=(process, lines), daemon=True)
+    reader.start()
+    last_event = time.monotonic()
+    try:
+        with log.open("a", encoding="utf-8") as other_output:
+            while True:
+                try:
+                    line = lines.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    now = time.monotonic()
+                    if deadline is not None and now > deadline:
+                        return PhaseEnd(stop_process(process), overdue=True)
+                    if now - last_event > progress_deadline_seconds:
+                        _dump_stacks(process)
+                        return PhaseEnd(stop_process(process), hung=True)
+                    continue
+                if line is None:
+                    break
+                event = Progress.from_line(line)
+                if event is None:
+                    other_output.write(line + "\n")
+                    continue
+                last_event = time.monotonic()
+                on_progress(event)
+        return PhaseEnd(process.wait())
+    finally:
+        if process.poll() is None:
+            stop_process(process)
+
+
+def _dump_stacks(process: "subprocess.Popen[str]") -> None:
+    """Ask the process for its threads' stacks (faulthandler on SIGUSR1) before it is ended, so that the log tells where it hung."""
+    _signal_group(process, signal.SIGUSR1)
+    time.sleep(1.0)
+
+
+def _read_lines(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line.rstrip("\n"))
+    lines.put(None)
+
+
+class Server:
+    """A server's process, from its `ready URL` line to its end."""
+
+    def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._module = module
+        self._arguments = arguments
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+
+    def __enter__(self) -> "Server":
+        self._process = start_process(self._module, self._arguments, self.log)
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                if line.startswith("ready "):
+                    self.url = line.split()[1]
+                    break
+            else:
+                raise ServerError(
+                    f"The {self.name} ended with code {self._process.wait()} before it was ready: see {self.log}."
+                )
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        threading.Thread(target=_drain, args=(self._process,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            stop_process(self._process, grace_seconds=10.0)
+
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll() if self._process is not None else None
+
+
+class ServerError(Exception):
+    """A server that did not start or ended by itself; the message says which and where its log is."""
+
+
+def _drain(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    for _ in process.stdout:
+        pass
