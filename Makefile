@@ -1,0 +1,54 @@
+# The verbs of llamero's checkout. `make help` lists them; each sets up what it needs (see scripts/setup.sh).
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+WORKDIR ?= runs
+export PYTHON
+
+.PHONY: help
+help: ## List the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install what is missing: the pinned Python packages (cached outside the checkout) and the .venv that points to them
+	@scripts/setup.sh python
+
+.PHONY: demo
+demo: setup ## Take the quickstart from raw data to a chat page (ARGS=--no-serve ends by itself; ARGS passes any option of `llamero run`)
+	@exec $(BIN)/llamero run examples/quickstart.yaml --workdir $(WORKDIR) $(ARGS)
+
+.PHONY: test
+test: ## Set up everything and run all tests (ARGS passes options to pytest)
+	@scripts/setup.sh python browser
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+.PHONY: check
+check: setup ## Format, lint, types, import contracts, generated files up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=operator:services $(BIN)/lint-imports
+	$(BIN)/python scripts/generate.py --check
+
+.PHONY: format
+format: setup ## Format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: generate
+generate: setup ## Write the generated files anew: the manifest's schema and its reference
+	$(BIN)/python scripts/generate.py
+
+.PHONY: base
+base: setup ## Pretrain the tiny base model anew (minutes; it is checked in)
+	$(BIN)/python examples/tiny-base/pretrain.py --output examples/tiny-base
+
+.PHONY: real
+real: setup ## Run the manifests under benchmarks/real on the real data sets in LLAMERO_DATA
+	@for manifest in benchmarks/real/*.yaml; do $(BIN)/llamero run $$manifest --no-serve --workdir $(WORKDIR)/real $(ARGS) || exit; done
+
+.PHONY: bench
+bench: setup ## Training speed against padded Trainer, TRL and LLaMA-Factory, as ratios (ARGS=--quick for a short one)
+	@$(BIN)/python benchmarks/training/run.py $(ARGS)

@@ -1,0 +1,126 @@
+"""Writes the files that come from the pydantic models: the manifest's JSON schema and its reference page.
+
+`--check` writes nothing and ends with 1 where a file is out of date.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from llamero.cli.main import build_schema
+
+REPOSITORY = Path(__file__).parent.parent
+SCHEMA = REPOSITORY / "docs" / "reference" / "finetunejob.schema.json"
+REFERENCE = REPOSITORY / "docs" / "reference" / "finetunejob.md"
+
+INTRODUCTION = """# FineTuneJob: reference
+
+Every field of the manifest, its type, default and bounds. Written by `make generate` from `services/llamero/spec/job.py`; the JSON
+schema beside it (`llamero schema` prints the same) makes editors complete and check a manifest:
+
+```yaml
+# yaml-language-server: $schema=finetunejob.schema.json
+```
+
+Fields marked *cluster* are served by the operator; a run on a laptop says that they have no effect there.
+"""
+
+
+def build_reference(schema: dict[str, Any]) -> str:
+    """A table of fields for the manifest and each of its parts, in the order in which they are met."""
+    definitions = schema["$defs"]
+    pages = [INTRODUCTION]
+    queue: list[tuple[str, dict[str, Any]]] = [("FineTuneJob", schema)]
+    seen = {"FineTuneJob"}
+    while queue:
+        title, part = queue.pop(0)
+        pages.append(f"\n## {title}\n\n{part.get('description', '').strip()}\n")
+        if "enum" in part:
+            pages.append("One of " + ", ".join(f"`{v}`" for v in part["enum"]) + ".\n")
+            continue
+        pages.append("| field | type | default | what it is |\n|---|---|---|---|")
+        for name, field in part.get("properties", {}).items():
+            for reference in _find_references(field):
+                if reference not in seen:
+                    seen.add(reference)
+                    queue.append((reference, definitions[reference]))
+            pages.append(_build_row(name, field, name in part.get("required", ()), definitions))
+    return "\n".join(pages) + "\n"
+
+
+def _build_row(name: str, field: dict[str, Any], is_required: bool, definitions: dict[str, Any]) -> str:
+    description = field.get("description", "")
+    if field.get("x-llamero-served-by") == "cluster":
+        description += " *cluster*"
+    default = "**required**" if is_required else _describe_default(field)
+    return f"| `{name}` | {_describe_type(field, definitions)} | {default} | {description} |"
+
+
+def _describe_default(field: dict[str, Any]) -> str:
+    value = field.get("default")
+    return "" if value is None or value in ([], {}) or isinstance(value, dict) else f"`{json.dumps(value)}`"
+
+
+def _describe_type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
+    if "$ref" in field:
+        name = field["$ref"].rsplit("/", 1)[-1]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in field:
+        return " or ".join(_describe_type(f, definitions) for f in field["anyOf"] if f.get("type") != "null")
+    if "allOf" in field:
+        return _describe_type(field["allOf"][0], definitions)
+    if "enum" in field:
+        return ", ".join(f"`{v}`" for v in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field.get("type") == "array":
+        return f"list of {_describe_type(field.get('items', {}), definitions)}{_describe_bounds(field)}"
+    if field.get("type") == "object" and isinstance(field.get("additionalProperties"), dict):
+        return f"mapping to {_describe_type(field['additionalProperties'], definitions)}"
+    return f"{field.get('type', 'any')}{_describe_bounds(field)}"
+
+
+BOUNDS = {
+    "minimum": "≥ {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "≤ {}",
+    "exclusiveMaximum": "< {}",
+    "minItems": "≥ {} items",
+    "maxItems": "≤ {} items",
+    "maxLength": "≤ {} characters",
+}
+
+
+def _describe_bounds(field: dict[str, Any]) -> str:
+    bounds = [text.format(f"{field[key]:,}") for key, text in BOUNDS.items() if key in field]
+    return f" ({', '.join(bounds)})" if bounds else ""
+
+
+def _find_references(field: Any) -> list[str]:
+    if isinstance(field, dict):
+        own = [field["$ref"].rsplit("/", 1)[-1]] if "$ref" in field else []
+        return own + [name for value in field.values() for name in _find_references(value)]
+    return [name for value in field for name in _find_references(value)] if isinstance(field, list) else []
+
+
+def main(arguments: list[str]) -> int:
+    schema = build_schema()
+    wanted = {
+        SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        REFERENCE: build_reference(schema),
+    }
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
+    if "--check" in arguments:
+        for path in stale:
+            print(f"{path.relative_to(REPOSITORY)} is out of date: run `make generate`.", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[path])
+        print(f"wrote {path.relative_to(REPOSITORY)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
