@@ -30,15 +30,13 @@ def judge_gate(gate: GateSpec, figures: GateFigures) -> GateVerdict:
     if base is None or tuned is None:
         return GateVerdict(False, "No held-out record to measure on: raise data.evaluationFraction or add data.")
     improvement = 1 - tuned / base
-    change = f"held-out token perplexity went from {base:.3f} to {tuned:.3f} ({-improvement:+.1%})"
+    change = f"Held-out token perplexity went from {base:.3f} to {tuned:.3f} ({tuned / base - 1:+.1%})"
     if not improvement >= gate.min_perplexity_improvement:
         return GateVerdict(
-            False, f"{change}, but the gate asks for at least {-gate.min_perplexity_improvement:+.1%}.".capitalize()
+            False, f"{change}, but the gate asks for a fall of at least {gate.min_perplexity_improvement:.1%}."
         )
     if gate.max_token_perplexity is not None and tuned > gate.max_token_perplexity:
-        return GateVerdict(
-            False, f"{change}, but the gate's upper bound is {gate.max_token_perplexity:.3f}.".capitalize()
-        )
+        return GateVerdict(False, f"{change}, but the gate's upper bound is {gate.max_token_perplexity:.3f}.")
     unfinished = figures.unfinished_answers / figures.answers if figures.answers else 0.0
     if unfinished > gate.max_unfinished_fraction:
         return GateVerdict(
@@ -46,4 +44,4 @@ def judge_gate(gate: GateSpec, figures: GateFigures) -> GateVerdict:
             f"{figures.unfinished_answers} of {figures.answers} answers ran on without a stop token, "
             f"more than the gate's {gate.max_unfinished_fraction:.0%}.",
         )
-    return GateVerdict(True, f"{change}.".capitalize())
+    return GateVerdict(True, f"{change}.")
