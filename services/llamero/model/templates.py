@@ -1,0 +1,426 @@
+"""Chat templates: how conversations become tokens, and which of those tokens are trained.
+
+Knows the named templates, the loss mask (from `{% generation %}` marks, or where a base's template has none from the
+difference of prefixes) and the stop tokens. Which template a job uses, and where records come from, is left to others.
+
+Text in a message that reads like a control token (`<|im_end|>`) is encoded as plain text, so that no record and no chat
+request can end a turn or open one.
+"""
+
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import jinja2
+import jinja2.meta
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llamero.model.errors import TemplateError as TemplateError
+from llamero.spec.records import Message
+
+# Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py): no line end after "### Response:". A system message takes the
+# preamble's place; `input` is the first user turn's input.
+_ALPACA = (
+    "{%- if messages[0]['role'] == 'system' -%}{{ messages[0]['content'] }}"
+    "{%- elif input -%}Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+    "{%- else -%}Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.{%- endif -%}"
+    "{%- set turn = namespace(users=0) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{%- set turn.users = turn.users + 1 -%}"
+    "{{ '\n\n### Instruction:\n' + message['content'] }}"
+    "{%- if input and turn.users == 1 -%}{{ '\n\n### Input:\n' + input }}{%- endif -%}"
+    "{%- elif message['role'] == 'tool' -%}{{ '\n\n### Input:\n' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ '\n\n### Response:' }}"
+    "{%- generation -%}{{ message['content'] + eos_token }}{%- endgeneration -%}"
+    "{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '\n\n### Response:' }}{%- endif -%}"
+)
+
+# Vicuna 1.1 (lm-sys/FastChat, conversation.py): turns end in a space, answers in the end-of-text token. The space before an
+# answer belongs to the answer: a prompt ends at "ASSISTANT:", and the model writes what follows.
+_VICUNA = (
+    "{%- if messages[0]['role'] == 'system' -%}{{ messages[0]['content'] + ' ' }}"
+    "{%- else -%}{{ 'A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions. ' }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{ 'USER: ' + message['content'] + ' ' }}"
+    "{%- elif message['role'] == 'tool' -%}{{ 'TOOL: ' + message['content'] + ' ' }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT:' }}"
+    "{%- generation -%}{{ ' ' + message['content'] + eos_token }}{%- endgeneration -%}"
+    "{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
+)
+
+_CHATML = (
+    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{ message['content'] + '<|im_end|>' }}{%- endgeneration -%}{{ '\n' }}"
+    "{%- else -%}{{ message['content'] + '<|im_end|>\n' }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+TEMPLATES: dict[str, str] = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML}
+"""The named templates; `template_source` fits one to a tokenizer."""
+
+Turns = Sequence[Message] | Sequence[Mapping[str, str]]
+Row = tuple[Turns, str | None]
+
+_PROBE_ANSWER = "Blue"
+_PROBE = [Message("user", "Name one colour."), Message("assistant", _PROBE_ANSWER)]
+
+# Private-use characters around text that reads like a control token; they never reach the tokenizer.
+_OPEN, _CLOSE = "\uf8f0", "\uf8f1"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation's tokens: `ids` uint32 [n] and `mask` uint8 [n], 1 where a token is trained."""
+
+    ids: NDArray[np.uint32]
+    mask: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is worked out once per tokenizer and template."""
+
+    template: str
+    has_marks: bool
+    takes_input: bool
+    control: re.Pattern[str]
+    marked: re.Pattern[str]
+    variables: dict[str, Any]
+    stop_ids: tuple[int, ...]
+
+
+_plans: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, _Plan] = weakref.WeakKeyDictionary()
+
+
+def template_source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """The jinja text of a named template for this tokenizer.
+
+    Begins with the beginning-of-text token where the tokenizer itself adds one; `chatml` ends turns with the tokenizer's
+    end-of-text token where `<|im_end|>` is not in the vocabulary. Raises TemplateError where there is no such token.
+    """
+    if not tokenizer.eos_token:
+        raise TemplateError(f"{tokenizer.name_or_path} has no eos_token: set one in its tokenizer_config.json.")
+    source = TEMPLATES[name]
+    if name == "chatml" and "<|im_end|>" not in tokenizer.get_added_vocab():
+        source = source.replace("<|im_end|>", tokenizer.eos_token)
+    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return ("{{- bos_token -}}" if adds_bos else "") + source
+
+
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Turns, input: str | None = None) -> Encoded:
+    """Tokens and mask of one conversation. Trained are the assistant's words and the stop token after them, nothing else.
+
+    `input` is the input of a single-turn record (`Conversation.meta["input"]`): a template that knows it (alpaca) shows it
+    in its own place, for others it is joined to the first user turn after a blank line.
+    Raises TemplateError where the template can't render the conversation, or nothing or no stop token would be trained.
+    """
+    return encode_conversations(tokenizer, [(messages, input)])[0]
+
+
+@overload
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Encoded]: ...
+@overload
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, errors: Literal["return"]
+) -> list[Encoded | TemplateError]: ...
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, errors: Literal["raise", "return"] = "raise"
+) -> list[Encoded] | list[Encoded | TemplateError]:
+    """`encode_conversation` for many rows (messages, input) at once; an order of magnitude faster than one by one.
+
+    With `errors="return"` a row that can't be encoded yields its TemplateError instead of raising it.
+    """
+    plan = _plan(tokenizer)
+    rendered = [_render_row(plan, messages, input) for messages, input in rows]
+    encoded = _encode_rendered(tokenizer, plan, rendered)
+    if errors == "return":
+        return encoded
+    good: list[Encoded] = []
+    for outcome in encoded:
+        if isinstance(outcome, TemplateError):
+            raise outcome
+        good.append(outcome)
+    return good
+
+
+def render_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Turns, add_generation_prompt: bool = True, input: str | None = None
+) -> str:
+    """The text of a prompt (beginning-of-text token included where the template writes it), for engines that take text."""
+    plan = _plan(tokenizer)
+    return _render(plan, _turns(plan, messages, input), input, add_generation_prompt)[0]
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Turns, add_generation_prompt: bool = True, input: str | None = None
+) -> list[int]:
+    """The token ids of a prompt, exactly as training saw it. Raises TemplateError where the template can't render it."""
+    plan = _plan(tokenizer)
+    turns = _guard(plan, _turns(plan, messages, input))
+    text, _ = _render(plan, turns, _guard_text(plan, input), add_generation_prompt)
+    return _encode_marked(tokenizer, plan, text)[0]
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, template: str = "base") -> list[int]:
+    """The ids that end an answer: what the installed template writes after one, and the tokenizer's end-of-text token."""
+    return list(_plan(tokenizer).stop_ids)
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """`stop_token_ids` as text, for an adapter's manifest and for engines that stop on strings."""
+    return [str(t) for t in tokenizer.convert_ids_to_tokens(list(_plan(tokenizer).stop_ids))]
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a template that would train a model that never stops or never answers.
+
+    Raises TemplateError where there is no template, where it marks nothing, where no stop token follows an answer or it is
+    not trained, or where that token is also the padding token (many trainers then mask it out).
+    """
+    plan = _plan(tokenizer)
+    conversation = [*_PROBE, Message("user", "Name another."), Message("assistant", "Red")]
+    encode_conversation(tokenizer, conversation)
+    written = _find_stop(tokenizer, plan)
+    if written is None:
+        raise TemplateError(
+            f"The chat template of {tokenizer.name_or_path} writes no stop token after an answer, so that a tuned model would "
+            "never stop: set data.template to alpaca, vicuna or chatml."
+        )
+    if tokenizer.pad_token_id == written:
+        raise TemplateError(
+            f"The padding token of {tokenizer.name_or_path} is also the stop token ({tokenizer.pad_token}): give it a pad_token of its "
+            "own in tokenizer_config.json, or choose a data.template with another stop token."
+        )
+
+
+def _plan(tokenizer: PreTrainedTokenizerBase) -> _Plan:
+    template = tokenizer.chat_template
+    known = _plans.get(tokenizer)
+    if known is not None and known.template == template:
+        return known
+    if not isinstance(template, str) or not template:
+        raise TemplateError(
+            f"{tokenizer.name_or_path} has no chat template of its own: set data.template to alpaca, vicuna or chatml."
+        )
+    plan = _build_plan(tokenizer, template)
+    stop = _find_stop(tokenizer, plan)
+    stop_ids = dict.fromkeys(i for i in (stop, tokenizer.eos_token_id) if i is not None)
+    plan = _Plan(**{**plan.__dict__, "stop_ids": tuple(stop_ids)})
+    _plans[tokenizer] = plan
+    return plan
+
+
+def _build_plan(tokenizer: PreTrainedTokenizerBase, template: str) -> _Plan:
+    literal, variables = _read_template(template)
+    # Tokens added for the data's sake (training.lora.newTokens) are not special and stay what they are in a text.
+    control = {
+        str(t) for t in tokenizer.added_tokens_decoder.values() if t.special or (str(t) in literal and len(str(t)) > 1)
+    }
+    pattern = "|".join(re.escape(t) for t in sorted(control, key=len, reverse=True)) or "(?!)"
+    return _Plan(
+        template=template,
+        has_marks=re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None,
+        takes_input="input" in variables,
+        control=re.compile(pattern),
+        marked=re.compile(f"{_OPEN}({pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]"),
+        variables=dict(tokenizer.special_tokens_map),
+        stop_ids=(),
+    )
+
+
+def _read_template(template: str) -> tuple[str, set[str]]:
+    """A template's literal text, and the variables that it reads from outside."""
+    # {% generation %} is an extension's tag, which plain jinja can't parse; the marks change neither text nor variables.
+    bare = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        tree = environment.parse(bare)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"The chat template is no valid jinja: line {error.lineno}: {error.message}") from error
+    literals = [node.data for node in tree.find_all(jinja2.nodes.TemplateData)]
+    literals += [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
+    return "\0".join(literals), jinja2.meta.find_undeclared_variables(tree)
+
+
+def _find_stop(tokenizer: PreTrainedTokenizerBase, plan: _Plan) -> int | None:
+    """The control token that the template writes right after an answer; None where it writes none."""
+    text, _ = _render(plan, _turns(plan, _PROBE, None), None, False)
+    end = text.rfind(_PROBE_ANSWER) + len(_PROBE_ANSWER)
+    added = tokenizer.added_tokens_decoder
+    for token in _encode_batch(tokenizer, [text[end:].lstrip()])[0][0]:
+        return token if token in added else None
+    return None
+
+
+def _turns(plan: _Plan, messages: Turns, input: str | None) -> list[dict[str, str]]:
+    """Messages as the template wants them, with an input that it doesn't know joined to the first user turn."""
+    turns = [{"role": m.role, "content": m.content} if isinstance(m, Message) else {**m} for m in messages]
+    if not turns:
+        raise TemplateError("The conversation has no messages.")
+    if not input or plan.takes_input:
+        return turns
+    for turn in turns:
+        if turn["role"] == "user":
+            turn["content"] = f"{turn['content']}\n\n{input}" if turn["content"] else input
+            break
+    return turns
+
+
+def _guard_text(plan: _Plan, text: str | None) -> str | None:
+    if not text:
+        return text
+    if _OPEN in text or _CLOSE in text:
+        text = text.replace(_OPEN, "").replace(_CLOSE, "")
+    return plan.control.sub(f"{_OPEN}\\g<0>{_CLOSE}", text)
+
+
+def _guard(plan: _Plan, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Mark what reads like a control token in the messages' text."""
+    return [{**t, "content": _guard_text(plan, t["content"]) or ""} for t in turns]
+
+
+Spans = list[tuple[int, int]]
+
+
+def _render(
+    plan: _Plan, turns: list[dict[str, str]], input: str | None, add_generation_prompt: bool, track: bool = False
+) -> tuple[str, Spans]:
+    """Text of the conversation, and with `track` the character spans inside generation marks."""
+    variables = {**plan.variables, "input": input or ""} if plan.takes_input else plan.variables
+    try:
+        texts, spans = render_jinja_template(
+            conversations=[turns],
+            chat_template=plan.template,
+            return_assistant_tokens_mask=track,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        raise TemplateError(f"The chat template can't render this conversation: {error}") from error
+    return texts[0], [tuple(span) for span in spans[0]] if track else []
+
+
+def _render_row(plan: _Plan, messages: Turns, input: str | None) -> tuple[str, Spans] | TemplateError:
+    try:
+        turns = _guard(plan, _turns(plan, messages, input))
+        guarded_input = _guard_text(plan, input)
+        if plan.has_marks:
+            return _render(plan, turns, guarded_input, False, track=True)
+        return _render_by_prefixes(plan, turns, guarded_input)
+    except TemplateError as error:
+        return error
+
+
+def _render_by_prefixes(plan: _Plan, turns: list[dict[str, str]], input: str | None) -> tuple[str, Spans]:
+    """Text and answer spans of a template without marks: an answer is what a turn adds to the prompt before it."""
+    whole, _ = _render(plan, turns, input, False)
+    spans: Spans = []
+    for i, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        until, _ = _render(plan, turns[: i + 1], input, False)
+        prompt, _ = _render(plan, turns[:i], input, True)
+        if not whole.startswith(until):
+            raise TemplateError(
+                "The chat template rewrites earlier turns and has no {% generation %} marks, so that the answers can't be found: add "
+                "the marks, or set data.template to alpaca, vicuna or chatml."
+            )
+        start = len(prompt)
+        if not until.startswith(prompt):
+            # Some templates open an answer in the prompt with words that they leave out of the history ("<think>").
+            before, _ = _render(plan, turns[:i], input, False)
+            start = until.find(turn["content"], len(before)) if until.startswith(before) else -1
+        if start < 0:
+            raise TemplateError(
+                "The chat template writes a prompt that is no beginning of the conversation and has no {% generation %} marks: add "
+                "the marks, or set data.template to alpaca, vicuna or chatml."
+            )
+        spans.append((start, len(until)))
+    return whole, spans
+
+
+def _encode_batch(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Ids and character offsets of each text, with nothing added."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise TemplateError(
+            f"{tokenizer.name_or_path} has no fast tokenizer (tokenizer.json), which llamero needs to find the answers in the tokens."
+        )
+    return [(e.ids, e.offsets) for e in backend.encode_batch(texts, add_special_tokens=False)]
+
+
+def _encode_marked(
+    tokenizer: PreTrainedTokenizerBase, plan: _Plan, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and offsets of a text in which what reads like a control token is marked; offsets count the marks too."""
+    if _OPEN not in text and _CLOSE not in text:
+        return _encode_batch(tokenizer, [text])[0]
+    pieces: list[tuple[int, str]] = []
+    end = 0
+    for found in plan.marked.finditer(text):
+        pieces.append((end, text[end : found.start()]))
+        if found.group(1):
+            # In two pieces it can't be recognised as the token that it reads like.
+            pieces.append((found.start(1), found.group(1)[:1]))
+            pieces.append((found.start(1) + 1, found.group(1)[1:]))
+        end = found.end()
+    pieces.append((end, text[end:]))
+    pieces = [p for p in pieces if p[1]]
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for (shift, _), (piece_ids, piece_offsets) in zip(
+        pieces, _encode_batch(tokenizer, [p for _, p in pieces]), strict=True
+    ):
+        ids += piece_ids
+        offsets += [(a + shift, b + shift) for a, b in piece_offsets]
+    return ids, offsets
+
+
+def _encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, plan: _Plan, rendered: list[tuple[str, Spans] | TemplateError]
+) -> list[Encoded | TemplateError]:
+    plain = [r[0] for r in rendered if not isinstance(r, TemplateError) and _OPEN not in r[0] and _CLOSE not in r[0]]
+    batched = iter(_encode_batch(tokenizer, plain))
+    outcomes: list[Encoded | TemplateError] = []
+    for row in rendered:
+        if isinstance(row, TemplateError):
+            outcomes.append(row)
+            continue
+        text, spans = row
+        marked = _OPEN in text or _CLOSE in text
+        ids, offsets = _encode_marked(tokenizer, plan, text) if marked else next(batched)
+        outcomes.append(_mask_tokens(plan, ids, offsets, spans))
+    return outcomes
+
+
+def _mask_tokens(plan: _Plan, ids: list[int], offsets: list[tuple[int, int]], spans: Spans) -> Encoded | TemplateError:
+    """The mask from the answers' spans: a token that overlaps one is trained, up to the span's last stop token."""
+    id_row = np.asarray(ids, dtype=np.uint32)
+    mask = np.zeros(len(ids), dtype=np.uint8)
+    bounds = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    for start, end in spans:
+        inside = np.flatnonzero((bounds[:, 1] > start) & (bounds[:, 0] < end))
+        stops = inside[np.isin(id_row[inside], plan.stop_ids)]
+        if not len(stops):
+            return TemplateError(
+                "No stop token is trained: the chat template writes none inside the answer, or leaves it out of its {% generation %} marks. "
+                "Put it inside, or set data.template to alpaca, vicuna or chatml."
+            )
+        mask[inside[0] : stops[-1] + 1] = 1
+    if not mask.any():
+        return TemplateError("Nothing is trained: the conversation has no assistant turn that the chat template shows.")
+    return Encoded(id_row, mask)
