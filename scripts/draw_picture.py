@@ -27,7 +27,7 @@ def arrow(path: str, kind: str = "") -> str:
 PARTS = [
     f'<rect class="page" x=".5" y=".5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="12"/>',
     box(24, 28, 150, 102, "box", "job.yaml", "one FineTuneJob:", "base, data, training,", "gate, rollout"),
-    box(24, 200, 150, 102, "box", "raw data", "Alpaca, ShareGPT,", "Stack Exchange, dialogs,", "JSONL, CSV, Parquet"),
+    box(24, 200, 150, 102, "box", "raw data", "Alpaca, ShareGPT,", "Stack Exchange, dialog,", "JSONL, CSV, Parquet"),
     box(236, 114, 142, 102, "data", "prepare", "clean, deduplicate,", "split, tokenise,", "every reject explained"),
     box(420, 114, 142, 102, "train", "train", "QLoRA, no padding,", "checkpoints that", "survive a kill"),
     box(604, 114, 142, 102, "measure", "evaluate", "perplexity, answers", "side by side,", "the gate, a report"),
@@ -40,7 +40,7 @@ PARTS = [
     arrow("M675 216 V262", "refused"),
     '<text class="small" x="675" y="282" text-anchor="middle">refused by the gate:</text>',
     '<text class="small" x="675" y="299" text-anchor="middle">not served, the reason is kept</text>',
-    '<text class="small" x="491" y="82" text-anchor="middle">the same functions on a laptop (llamero run) and in a cluster</text>',
+    '<text class="small" x="491" y="82" text-anchor="middle">llamero run job.yaml</text>',
     arrow("M862 114 V72"),
     '<text class="small" x="862" y="44" text-anchor="middle">chat page and</text>',
     '<text class="small" x="862" y="61" text-anchor="middle">/v1/chat/completions</text>',
