@@ -4,11 +4,14 @@ The story of a run; each phase's work is done by the very functions that a clust
 by `lifecycle`. Everything that a phase finished is found again by the next start.
 """
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
@@ -16,9 +19,8 @@ from typing import TypeVar
 from llamero.cli.display import Display
 from llamero.cli.processes import Interrupted, run_phase
 from llamero.lifecycle.failures import FailureClass, FailureRule, NextStep, classify_exit
-from llamero.lifecycle.gate import GateFigures, judge_gate
 from llamero.lifecycle.runs import Attempts, choose_run, decide_retry
-from llamero.spec.digest import data_recipe, digest_json, run_digest, training_recipe
+from llamero.spec.digest import digest_json, run_digest, training_recipe
 from llamero.spec.job import FineTuneJob
 from llamero.spec.names import MANIFEST_NAME, RunLayout, parse_run_name
 from llamero.spec.results import (
@@ -26,7 +28,6 @@ from llamero.spec.results import (
     AdapterRef,
     DataResult,
     EvaluationResult,
-    GateResult,
     Report,
     TrainingResult,
 )
@@ -103,6 +104,10 @@ class _Runner:
         if self.spec.suspend:
             raise RunError("The job is suspended: set spec.suspend to false to run it.", ExitCode.BAD_MANIFEST)
         base_folder, base_digest = self.find_base()
+        with _hold_lock(RunLayout(self.options.workdir.resolve(), self.job.metadata.name, 0).lock):
+            return self.run_phases(base_folder, base_digest)
+
+    def run_phases(self, base_folder: Path, base_digest: str) -> FinishedRun:
         self.open_run(base_folder, base_digest)
         try:
             data = self.prepare(base_folder)
@@ -217,14 +222,13 @@ class _Runner:
             return found
         self.save(Phase.TRAINING)
         started = time.monotonic()
-        longest = self.spec.training.sequence_length
-        attempts = Attempts(micro_batch_tokens=max(longest, _read_micro_batch(self.layout)))
+        attempts = Attempts(micro_batch_tokens=_read_micro_batch(self.layout))
         config_path = self.layout.checkpoints / "config.json"
         init_adapter = self._find_initial_adapter()
 
         def start(attempts: Attempts) -> None:
-            halved = attempts.micro_batch_tokens if attempts.micro_batch_tokens != longest else None
-            config = self._training_config(base_folder, base_digest, data, init_adapter, halved)
+            bins = attempts.micro_batch_tokens or None
+            config = self._training_config(base_folder, base_digest, data, init_adapter, bins)
             write_atomically(config_path, json.dumps(config, indent=2))
 
         self._run_attempts("llamero.training", Phase.TRAINING, config_path, attempts, start)
@@ -259,7 +263,7 @@ class _Runner:
             "checkpoints": str(self.layout.checkpoints),
             "adapter": str(self.layout.adapter),
             "merged": str(self.layout.merged) if self.spec.training.merge else None,
-            "recipeDigest": digest_json(data_recipe(self.spec) | {"training": training_recipe(self.spec)}),
+            "recipeDigest": digest_json(training_recipe(self.spec)),
             "dataDigest": data.digest,
             "licenses": sorted({s.license for s in sources if s.license}),
             "terms": sorted({s.terms for s in sources if s.terms}),
@@ -326,18 +330,9 @@ class _Runner:
         self, data: DataResult, training: TrainingResult, evaluation: EvaluationResult, adapter: AdapterManifest
     ) -> Report:
         """Ask the gate, and write the report whatever it says."""
-        from llamero.evaluation.report import build_report, write_report
+        from llamero.evaluation.report import build_report, judge_evaluation, write_report
 
-        answers = [sample.tuned for sample in evaluation.samples]
-        verdict = judge_gate(
-            self.spec.evaluation.gate,
-            GateFigures(
-                base_token_perplexity=evaluation.token_perplexity.base,
-                tuned_token_perplexity=evaluation.token_perplexity.tuned,
-                answers=len(answers),
-                unfinished_answers=sum(not a.finished for a in answers),
-            ),
-        )
+        verdict = judge_evaluation(self.spec.evaluation.gate, evaluation)
         phase = Phase.SUCCEEDED if verdict.passed else Phase.FAILED
         report = build_report(
             self.job,
@@ -345,12 +340,13 @@ class _Runner:
             data,
             training,
             evaluation,
-            GateResult(passed=verdict.passed, reason=verdict.reason),
+            verdict,
             AdapterRef(uri=self.layout.adapter.as_uri(), sha256=adapter.sha256),
             {str(name): record.seconds for name, record in self.state.finished.items()},
             str(phase),
+            datetime.now(UTC).replace(microsecond=0),
         )
-        write_report(report, self.layout.report_json, self.layout.report_html)
+        write_report(report, self.layout)
         self.save(phase, "" if verdict.passed else verdict.reason)
         return report
 
@@ -374,7 +370,7 @@ class _Runner:
                 return
             rule = HUNG_RULE if end.hung else classify_exit(end.returncode)
             message = _read_failure(config.parent) or f"its process ended with code {end.returncode}"
-            retry = decide_retry(rule, attempts, self.spec.backoff_limit, self._longest_example())
+            retry = decide_retry(rule, attempts, self.spec.backoff_limit, self.spec.training.sequence_length)
             if retry is None:
                 raise RunError(
                     f"{phase} failed ({rule.failure}): {message.rstrip('.')}. What to do: {rule.advice}. Log: {self._log(phase)}",
@@ -384,15 +380,26 @@ class _Runner:
             attempts = retry.attempts
             time.sleep(retry.delay_seconds)
 
-    def _longest_example(self) -> int:
-        # Below an eighth of the sequence length a smaller bin saves no memory worth having.
-        return max(1, self.spec.training.sequence_length // 8)
-
     def _log(self, phase: Phase) -> Path:
         return self.layout.logs / f"{str(phase).lower()}.log"
 
 
 HUNG_RULE = FailureRule(FailureClass.BUG, NextStep.RETRY_COUNTED, "see the log for where its threads stood")
+
+
+@contextmanager
+def _hold_lock(path: Path) -> Iterator[None]:
+    """One process at a time works on a job; the lock goes with its holder, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = (
+                f"Another llamero run is at work on this job ({path.parent}): wait for it, or give another --workdir."
+            )
+            raise RunError(message, ExitCode.BAD_MANIFEST) from error
+        yield
 
 
 def _exit_code(failure: FailureClass) -> ExitCode:

@@ -32,7 +32,10 @@ def choose_run(states: Iterable[RunState], digest: str, fresh: bool = False) -> 
 
 @dataclass(frozen=True)
 class Attempts:
-    """What became of the attempts at a phase so far. `micro_batch_tokens` is the bin capacity of the next one."""
+    """What became of the attempts at a phase so far.
+
+    `micro_batch_tokens` is the bin capacity of the next one; 0 leaves it to the training.
+    """
 
     counted: int = 0
     free: int = 0
@@ -48,12 +51,11 @@ class Retry:
     why: str
 
 
-def decide_retry(
-    rule: FailureRule, attempts: Attempts, backoff_limit: int, smallest_micro_batch_tokens: int
-) -> Retry | None:
+def decide_retry(rule: FailureRule, attempts: Attempts, backoff_limit: int, sequence_length: int) -> Retry | None:
     """What follows a failed attempt: a retry, or None where the phase has failed for good.
 
-    `smallest_micro_batch_tokens` is the longest example's length: a bin can't be smaller.
+    Out of memory, bins shrink to `sequence_length` tokens and are halved from there, down to an eighth of it: smaller ones would
+    save no memory worth having, since an example fills a bin alone.
     """
     match rule.next_step:
         case NextStep.FINAL:
@@ -63,13 +65,13 @@ def decide_retry(
                 return None
             return Retry(replace(attempts, free=attempts.free + 1), 0.0, "it was interrupted, which is not its fault")
         case NextStep.RETRY_HALVED:
-            if attempts.micro_batch_tokens <= smallest_micro_batch_tokens:
+            smaller = attempts.micro_batch_tokens // 2 if attempts.micro_batch_tokens else sequence_length
+            if smaller < max(sequence_length // 8, 1):
                 return None
-            halved = max(attempts.micro_batch_tokens // 2, smallest_micro_batch_tokens)
             return Retry(
-                replace(attempts, micro_batch_tokens=halved),
+                replace(attempts, micro_batch_tokens=smaller),
                 0.0,
-                f"it ran out of memory: bins of {halved} tokens instead",
+                f"it ran out of memory: bins of {smaller} tokens instead",
             )
         case NextStep.RETRY_COUNTED:
             if attempts.counted >= backoff_limit:

@@ -71,6 +71,11 @@ class RunLayout:
         return self.job_folder / "shards"
 
     @property
+    def lock(self) -> Path:
+        """Held by the one process that works on the job."""
+        return self.job_folder / ".lock"
+
+    @property
     def routes(self) -> Path:
         """The routes file (`spec.routes.Routes`) that the chat service reads."""
         return self.job_folder / "routes.json"

@@ -55,23 +55,23 @@ def test_each_exit_code_has_its_class(code: int, failure: FailureClass, next_ste
 
 def test_a_bug_is_tried_again_up_to_the_backoff_limit_and_ever_later() -> None:
     attempts, delays = Attempts(), []
-    while retry := decide_retry(classify_exit(1), attempts, backoff_limit=3, smallest_micro_batch_tokens=1):
+    while retry := decide_retry(classify_exit(1), attempts, backoff_limit=3, sequence_length=64):
         attempts = retry.attempts
         delays.append(retry.delay_seconds)
     assert delays == [2, 4, 8]
 
 
-def test_out_of_memory_halves_the_bins_until_the_smallest() -> None:
-    attempts, sizes = Attempts(micro_batch_tokens=1024), []
-    while retry := decide_retry(classify_exit(-9), attempts, backoff_limit=0, smallest_micro_batch_tokens=300):
+def test_out_of_memory_halves_the_bins_down_to_an_eighth_of_the_sequence_length() -> None:
+    attempts, sizes = Attempts(), []
+    while retry := decide_retry(classify_exit(-9), attempts, backoff_limit=0, sequence_length=1024):
         attempts = retry.attempts
         sizes.append(attempts.micro_batch_tokens)
-    assert sizes == [512, 300]
+    assert sizes == [1024, 512, 256, 128]
 
 
 def test_interruptions_are_free_but_not_for_ever() -> None:
     attempts, count = Attempts(), 0
-    while retry := decide_retry(classify_exit(-15), attempts, backoff_limit=0, smallest_micro_batch_tokens=1):
+    while retry := decide_retry(classify_exit(-15), attempts, backoff_limit=0, sequence_length=64):
         attempts, count = retry.attempts, count + 1
     assert count == FREE_RETRIES_LIMIT
     assert attempts.counted == 0
