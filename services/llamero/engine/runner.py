@@ -1,0 +1,135 @@
+"""The model and its adapters, as the generation thread uses them: load, unload, one forward pass. Only that thread may call it."""
+
+import itertools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamero.engine.cache import RowCache
+from llamero.engine.mixing import AdapterMixer
+from llamero.model.adapters import load_adapter
+
+log = logging.getLogger(__name__)
+
+RECURRENT_LAYERS = ("linear_attention", "mamba", "conv", "recurrent")
+
+
+class UnsupportedModel(Exception):
+    """A base that this engine can't serve; the message says why."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Requests that can share a forward pass: all adapters that mix (`alone` None), or one adapter that does not."""
+
+    alone: str | None = None
+
+
+MIXED = Lane()
+
+
+class ModelRunner:
+    """A base model in evaluation mode, its loaded adapters, and the forward pass over rows of any of them."""
+
+    def __init__(self, model: Any) -> None:
+        refuse_recurrent(model.config)
+        self.model = model.eval()
+        self._peft: Any = None
+        self._mixer = AdapterMixer(model)
+        self._internal: dict[str, str] = {}  # served name → PEFT's name, which may hold no dot and is never used again
+        self._lanes: dict[str, Lane] = {}
+        self._numbers = itertools.count(1)
+
+    @property
+    def adapters(self) -> list[str]:
+        return list(self._internal)
+
+    def lane_of(self, adapter: str | None) -> Lane:
+        """The lane that requests for an adapter run in."""
+        return MIXED if adapter is None else self._lanes[adapter]
+
+    def load(self, name: str, folder: Path) -> None:
+        """Load an adapter under a name. Nothing of it stays where loading fails."""
+        internal = f"a{next(self._numbers)}"
+        try:
+            self._peft = load_adapter(self._peft if self._peft is not None else self.model, folder, internal)
+            self._peft.eval()
+        except Exception:
+            self._discard(internal)
+            raise
+        finally:
+            self._mixer.adopt_layers()
+        self._internal[name] = internal
+        self._lanes[name] = MIXED if self._mixer.can_mix(internal) else Lane(alone=name)
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter and free its weights."""
+        internal = self._internal.pop(name)
+        del self._lanes[name]
+        self._discard(internal)
+        self._mixer.adopt_layers()
+
+    def _discard(self, internal: str) -> None:
+        if self._peft is None or internal not in self._peft.peft_config:
+            return
+        self._peft.delete_adapter(internal)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        lane: Lane,
+        adapters: list[str | None],
+        ids: torch.Tensor,
+        lengths: list[int],
+        cache: RowCache,
+        all_logits: bool = False,
+    ) -> torch.Tensor:
+        """Logits in fp32 for new tokens `ids` [rows, new], [rows, vocabulary] for the last or [rows, new, vocabulary] for all.
+
+        `lengths` are the rows' tokens in the cache before the call; rows are aligned at the right.
+        """
+        self._choose(lane, adapters)
+        new = ids.shape[1]
+        before = torch.tensor(lengths)
+        positions = before[:, None] + torch.arange(new)
+        mask = None
+        if len(set(lengths)) > 1:
+            columns = cache.columns + new
+            mask = (torch.arange(columns) >= (columns - new - before)[:, None]).long()
+        output = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=0 if all_logits else 1,
+        )
+        logits = output.logits.float()
+        return logits if all_logits else logits[:, -1]
+
+    def _choose(self, lane: Lane, adapters: list[str | None]) -> None:
+        if self._peft is None:
+            return
+        if lane.alone is None:
+            self._mixer.mix([None if a is None else self._internal[a] for a in adapters])
+            return
+        internal = self._internal[lane.alone]
+        self._mixer.leave_to_peft()
+        if self._peft.active_adapter != internal:
+            self._peft.set_adapter(internal, inference_mode=True)
+
+
+def refuse_recurrent(config: Any) -> None:
+    """Raise UnsupportedModel for models that keep a state besides keys and values: rows could not join and leave."""
+    text_config = config.get_text_config()
+    kinds = getattr(text_config, "layer_types", None) or []
+    found = sorted({k for k in kinds if any(word in k for word in RECURRENT_LAYERS)})
+    if found or text_config.model_type in ("mamba", "mamba2", "rwkv"):
+        what = ", ".join(found) or text_config.model_type
+        raise UnsupportedModel(
+            f"The base's layers ({what}) keep a state besides keys and values, which this engine can't batch. "
+            "Use a base with attention in every layer, or another engine."
+        )
