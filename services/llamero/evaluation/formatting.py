@@ -5,7 +5,7 @@ import unicodedata
 from urllib.parse import urlsplit, urlunsplit
 
 MINUS = "\N{MINUS SIGN}"
-NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
+UNIT_SPACE = "\N{NO-BREAK SPACE}"
 DASH = "\N{EN DASH}"
 MISSING = DASH
 MAX_SHOWN_CHARACTERS = 6000
@@ -47,6 +47,21 @@ def shorten_text(text: str, limit: int = MAX_SHOWN_CHARACTERS) -> str:
     return f"{text[:limit]} … ({format_count(len(text) - limit)} more characters)"
 
 
+def split_fences(text: str) -> list[tuple[bool, str]]:
+    """The text as (is code, part) at Markdown's fences of three backticks; one that is left open runs to the end."""
+    parts: list[tuple[bool, str]] = []
+    lines: list[str] = []
+    is_code = False
+    for line in text.split("\n"):
+        if not line.lstrip().startswith("```"):
+            lines.append(line)
+            continue
+        parts.append((is_code, "\n".join(lines)))
+        lines, is_code = [], not is_code
+    parts.append((is_code, "\n".join(lines)))
+    return [(code, part if code else part.strip("\n")) for code, part in parts if part.strip()]
+
+
 def strip_credentials(uri: str) -> str:
     """The URI without user, password and query: a signed URL's query is a key to the data."""
     if "://" not in uri:
@@ -68,7 +83,7 @@ def format_compact(value: float) -> str:
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             # 10,000 is where thousands are abbreviated; the unit itself stays a thousand.
-            return f"{format_figure(value / (1e3 if unit == 'k' else limit), 3)}{NARROW_SPACE}{unit}"
+            return f"{format_figure(value / (1e3 if unit == 'k' else limit), 3)}{UNIT_SPACE}{unit}"
     return format_count(value)
 
 
@@ -106,7 +121,7 @@ def format_share(share: float | None) -> str:
         return "<0.1%"
     if 0.999 < share < 1:
         return ">99.9%"
-    return f"{share * 100:.1f}%".replace(".0%", "%")
+    return f"{share:.0%}" if share in (0, 1) else f"{share * 100:.1f}%"
 
 
 def format_change(before: float | None, after: float | None) -> str:
@@ -123,23 +138,23 @@ def format_change(before: float | None, after: float | None) -> str:
 def format_duration(seconds: float) -> str:
     """`0.8 s`, `42 s`, `3 min 07 s`, `2 h 05 min`, `3 d 4 h`."""
     if seconds < 9.95:
-        return f"{seconds:.1f}{NARROW_SPACE}s"
+        return f"{seconds:.1f}{UNIT_SPACE}s"
     whole = round(seconds)
     if whole < 60:
-        return f"{whole}{NARROW_SPACE}s"
+        return f"{whole}{UNIT_SPACE}s"
     if whole < 3600:
-        return f"{whole // 60}{NARROW_SPACE}min {whole % 60:02d}{NARROW_SPACE}s"
+        return f"{whole // 60}{UNIT_SPACE}min {whole % 60:02d}{UNIT_SPACE}s"
     if whole < 86_400:
-        return f"{whole // 3600}{NARROW_SPACE}h {whole % 3600 // 60:02d}{NARROW_SPACE}min"
-    return f"{whole // 86_400}{NARROW_SPACE}d {whole % 86_400 // 3600}{NARROW_SPACE}h"
+        return f"{whole // 3600}{UNIT_SPACE}h {whole % 3600 // 60:02d}{UNIT_SPACE}min"
+    return f"{whole // 86_400}{UNIT_SPACE}d {whole % 86_400 // 3600}{UNIT_SPACE}h"
 
 
 def format_bytes(size: float) -> str:
     """`731 B`, `12.4 MiB`."""
     if size < 1024:
-        return f"{round(size)}{NARROW_SPACE}B"
+        return f"{round(size)}{UNIT_SPACE}B"
     for unit in ("KiB", "MiB", "GiB"):
         size /= 1024
         if size < 1000:
-            return f"{format_figure(size, 3)}{NARROW_SPACE}{unit}"
-    return f"{format_figure(size / 1024, 3)}{NARROW_SPACE}TiB"
+            return f"{format_figure(size, 3)}{UNIT_SPACE}{unit}"
+    return f"{format_figure(size / 1024, 3)}{UNIT_SPACE}TiB"

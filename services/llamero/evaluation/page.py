@@ -35,6 +35,8 @@ SAMPLES_SHOWN_AT_ONCE = 6
 REJECTED_SHOWN_BY_REASON = 20
 REJECTED_TEXT_CHARACTERS = 700
 
+METHOD_NAMES = {"qlora": "QLoRA", "lora": "LoRA"}
+
 # What a reader is told about each reason; one that is not here is shown by its own word.
 REASON_MEANINGS: dict[str, str] = {
     RejectionReason.MALFORMED: "not readable as a record of the declared format",
@@ -85,6 +87,7 @@ class Page:
     """Everything that the template needs beside the report itself."""
 
     title: str
+    method: str
     headline: list[Fact]
     perplexities: list[PerplexityRow]
     sample_sets: list[tuple[str, list[Sample], list[Sample]]]
@@ -107,6 +110,7 @@ def build_page(report: Report) -> Page:
     verdict = "gate passed" if report.gate.passed else "gate refused"
     return Page(
         title=f"{report.job} run {report.run}: {verdict} · llamero",
+        method=METHOD_NAMES.get(report.training.method, report.training.method),
         headline=_headline(report),
         perplexities=_compare_perplexities(report),
         sample_sets=_group_samples(report.evaluation.samples),
@@ -130,7 +134,7 @@ def _headline(report: Report) -> list[Fact]:
     facts = [
         Fact("Trained", f"{format_count(training.steps)} steps in {format_duration(training.seconds)}"),
         Fact("Throughput", f"{format_count(training.tokens_per_second)} tokens a second"),
-        Fact("Data", f"{format_count(data.kept)} of {format_count(data.read)} records kept"),
+        Fact("Records", f"{format_count(data.kept)} of {format_count(data.read)} kept"),
     ]
     if report.seconds:
         facts.append(Fact("Whole run", format_duration(sum(report.seconds.values()))))
@@ -148,7 +152,9 @@ def _compare_perplexities(report: Report) -> list[PerplexityRow]:
 
 def _compare(name: str, formula: str, pair: PerplexityPair) -> PerplexityRow:
     top = max(pair.base or 0.0, pair.tuned or 0.0)
-    bars = [draw_share((v or 0.0) / top if top else 0.0, kind=k) for v, k in ((pair.base, "base"), (pair.tuned, "tuned"))]
+    bars = [
+        draw_share((v or 0.0) / top if top else 0.0, kind=k) for v, k in ((pair.base, "base"), (pair.tuned, "tuned"))
+    ]
     change = format_change(pair.base, pair.tuned)
     return PerplexityRow(name, formula, format_figure(pair.base), format_figure(pair.tuned), change, bars[0], bars[1])
 
@@ -189,7 +195,7 @@ def _training_facts(report: Report) -> list[Fact]:
     share = training.trainable_parameters / training.total_parameters if training.total_parameters else 0.0
     facts = [
         Fact("Loss", f"{format_figure(training.loss.first, 3)} → {format_figure(training.loss.last, 3)} nats a token"),
-        Fact("Method", training.method),
+        Fact("Method", METHOD_NAMES.get(training.method, training.method)),
         Fact("Steps", f"{format_count(training.steps)} over {format_plain(round(training.epochs, 2))} epochs"),
         Fact("Examples", format_count(training.examples)),
         Fact("Tokens", f"{format_count(training.tokens)}, {format_count(training.target_tokens)} of them trained on"),
@@ -235,7 +241,9 @@ def _build_funnel(data: DataResult) -> list[FunnelStep]:
             left -= count
             steps.append(step("rejected", reason, REASON_MEANINGS.get(reason, ""), count, left))
     steps.append(step("kept", "Kept", "", data.kept, 0))
-    steps.append(step("part", "for training", _describe_split(data.train.examples, data.train.tokens), data.train.records, 0))
+    steps.append(
+        step("part", "for training", _describe_split(data.train.examples, data.train.tokens), data.train.records, 0)
+    )
     evaluation = data.evaluation
     steps.append(
         step(
@@ -316,7 +324,9 @@ def _adapter_facts(report: Report) -> list[Fact]:
         if merge.change is not None:
             losses = f"{format_figure(merge.adapter_loss)} → {format_figure(merge.merged_loss)}"
             facts.append(
-                Fact("Held-out loss by merging", f"{losses} (change {merge.change:+.2g})".replace("-", "\N{MINUS SIGN}"))
+                Fact(
+                    "Held-out loss by merging", f"{losses} (change {merge.change:+.2g})".replace("-", "\N{MINUS SIGN}")
+                )
             )
     licenses = dict.fromkeys(s.license for s in report.data.sources if s.license)
     terms = dict.fromkeys(s.terms for s in report.data.sources if s.terms)

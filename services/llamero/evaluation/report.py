@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,7 +21,6 @@ from llamero.evaluation.page import build_page
 from llamero.lifecycle.gate import GateFigures, judge_gate
 from llamero.spec.digest import training_recipe
 from llamero.spec.job import FineTuneJob, GateSpec
-from llamero.spec.names import RunLayout
 from llamero.spec.results import AdapterRef, DataResult, EvaluationResult, GateResult, Report, TrainingResult
 
 
@@ -69,10 +69,10 @@ def build_report(
     )
 
 
-def write_report(report: Report, layout: RunLayout) -> None:
-    """report.html and then report.json beside the run's folders, each whole or not at all."""
-    storage.write_atomically(layout.report_html, render_html(report))
-    storage.write_atomically(layout.report_json, render_json(report))
+def write_report(report: Report, json_path: Path, html_path: Path) -> None:
+    """The page and then the figures, each whole or not at all: where report.json stands, report.html does too."""
+    storage.write_atomically(html_path, render_html(report))
+    storage.write_atomically(json_path, render_json(report))
 
 
 def render_json(report: Report) -> str:
@@ -116,6 +116,7 @@ def _environment() -> Environment:
         "duration": formatting.format_duration,
         "shorten": formatting.shorten_text,
         "uri": formatting.strip_credentials,
+        "fences": formatting.split_fences,
     }
     return environment
 

@@ -140,7 +140,9 @@ def build_evaluation(**changes: Any) -> EvaluationResult:
         Sample(
             prompt_set="held-out",
             prompt="What does a 95% confidence interval say?",
-            base=Answer(text="The interval is the interval of the interval of the interval of the", finished=False, tokens=128),
+            base=Answer(
+                text="The interval is the interval of the interval of the interval of the", finished=False, tokens=128
+            ),
             tuned=Answer(
                 text="Of all intervals made in this way, 95% hold the true value. It does not say that this one holds it with 95% chance.",
                 finished=True,
@@ -152,7 +154,9 @@ def build_evaluation(**changes: Any) -> EvaluationResult:
             prompt_set="held-out",
             prompt="How do I fit a linear model in R?",
             base=Answer(text="", finished=True, tokens=1),
-            tuned=Answer(text="Use lm:\n\n```r\nfit <- lm(y ~ ., data = d)\nsummary(fit)\n```", finished=True, tokens=24),
+            tuned=Answer(
+                text="Use lm:\n\n```r\nfit <- lm(y ~ ., data = d)\nsummary(fit)\n```", finished=True, tokens=24
+            ),
             reference="```r\nfit <- lm(y ~ x, data = d)\n```",
         ),
     ]
