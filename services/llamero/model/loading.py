@@ -294,9 +294,11 @@ def _progress_bar(name: str, on_progress: OnProgress | None) -> type | None:
     """A bar in the hub's form that reports the bytes fetched instead of drawing."""
     if on_progress is None:
         return None
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    class Reported(tqdm):  # type: ignore[type-arg]
+    report = on_progress
+
+    class Reported(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             kwargs["disable"] = False
@@ -306,7 +308,7 @@ def _progress_bar(name: str, on_progress: OnProgress | None) -> type | None:
         def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
             unit = str(self.unit)
-            on_progress(Progress("Preparing", f"fetch {name}", float(self.n), self.total, unit))
+            report(Progress("Preparing", f"fetch {name}", float(self.n), self.total, unit))
             return shown
 
         def close(self) -> None:
