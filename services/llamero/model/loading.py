@@ -194,15 +194,14 @@ def dequantize_base(model: PreTrainedModel, dtype: torch.dtype | None = None) ->
         for name, layer in list(parent.named_children()):
             if isinstance(layer, bnb.nn.Linear4bit):
                 setattr(parent, name, _plain_linear(layer, dtype))
-    if dtype is not None:
-        model.to(dtype)
     for attribute in ("quantization_config",):
         if hasattr(model.config, attribute):
             delattr(model.config, attribute)
     model.is_loaded_in_4bit = False
     model.is_quantized = False
     model.hf_quantizer = None
-    return model
+    model.quantization_method = None  # while it is set, transformers refuses every cast
+    return model if dtype is None else model.to(dtype)
 
 
 def _plain_linear(layer: Any, dtype: torch.dtype | None) -> torch.nn.Linear:
