@@ -9,7 +9,7 @@ request can end a turn or open one.
 
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -170,7 +170,7 @@ def render_prompt(
     plan = _plan(tokenizer)
     turns = _guard(plan, _turns(plan, messages, input))
     text, _ = _render(plan, turns, _guard_text(plan, input), add_generation_prompt)
-    return _encode_marked(tokenizer, plan, text)[0]
+    return _encode_marked(tokenizer, plan, text).ids if _is_marked(text) else _encode_batch(tokenizer, [text])[0].ids
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, template: str = "base") -> list[int]:
@@ -259,7 +259,7 @@ def _find_stop(tokenizer: PreTrainedTokenizerBase, plan: _Plan) -> int | None:
     text, _ = _render(plan, _turns(plan, _PROBE, None), None, False)
     end = text.rfind(_PROBE_ANSWER) + len(_PROBE_ANSWER)
     added = tokenizer.added_tokens_decoder
-    for token in _encode_batch(tokenizer, [text[end:].lstrip()])[0][0]:
+    for token in _encode_batch(tokenizer, [text[end:].lstrip()])[0].ids:
         return token if token in added else None
     return None
 
@@ -351,24 +351,44 @@ def _render_by_prefixes(plan: _Plan, turns: list[dict[str, str]], input: str | N
     return whole, spans
 
 
-def _encode_batch(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str]
-) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Ids and character offsets of each text, with nothing added."""
+@dataclass(frozen=True)
+class _Tokens:
+    """A text's token ids, and where a span of its characters stands among them."""
+
+    ids: list[int]
+    find: Callable[[int, int], tuple[int, int] | None]
+
+
+def _encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Any]:
+    """The tokenizer's encodings (ids, offsets) of each text, with nothing added."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TemplateError(
             f"{tokenizer.name_or_path} has no fast tokenizer (tokenizer.json), which llamero needs to find the answers in the tokens."
         )
-    return [(e.ids, e.offsets) for e in backend.encode_batch(texts, add_special_tokens=False)]
+    return backend.encode_batch(texts, add_special_tokens=False)
 
 
-def _encode_marked(
-    tokenizer: PreTrainedTokenizerBase, plan: _Plan, text: str
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and offsets of a text in which what reads like a control token is marked; offsets count the marks too."""
-    if _OPEN not in text and _CLOSE not in text:
-        return _encode_batch(tokenizer, [text])[0]
+def _tokens_of(encoding: Any) -> _Tokens:
+    def find(start: int, end: int) -> tuple[int, int] | None:
+        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+        while first is None and start < end:  # a tokenizer may drop blanks
+            start += 1
+            first = encoding.char_to_token(start)
+        while last is None and start < end:
+            end -= 1
+            last = encoding.char_to_token(end - 1)
+        return None if first is None or last is None else (first, last)
+
+    return _Tokens(encoding.ids, find)
+
+
+def _is_marked(text: str) -> bool:
+    return _OPEN in text or _CLOSE in text
+
+
+def _encode_marked(tokenizer: PreTrainedTokenizerBase, plan: _Plan, text: str) -> _Tokens:
+    """Tokens of a text in which what reads like a control token is marked; spans count the marks too."""
     pieces: list[tuple[int, str]] = []
     end = 0
     for found in plan.marked.finditer(text):
@@ -378,22 +398,24 @@ def _encode_marked(
             pieces.append((found.start(1), found.group(1)[:1]))
             pieces.append((found.start(1) + 1, found.group(1)[1:]))
         end = found.end()
-    pieces.append((end, text[end:]))
-    pieces = [p for p in pieces if p[1]]
+    pieces = [p for p in [*pieces, (end, text[end:])] if p[1]]
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
-    for (shift, _), (piece_ids, piece_offsets) in zip(
-        pieces, _encode_batch(tokenizer, [p for _, p in pieces]), strict=True
-    ):
-        ids += piece_ids
-        offsets += [(a + shift, b + shift) for a, b in piece_offsets]
-    return ids, offsets
+    for (shift, _), encoding in zip(pieces, _encode_batch(tokenizer, [p for _, p in pieces]), strict=True):
+        ids += encoding.ids
+        offsets += [(a + shift, b + shift) for a, b in encoding.offsets]
+
+    def find(start: int, end: int) -> tuple[int, int] | None:
+        inside = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
+        return (inside[0], inside[-1]) if inside else None
+
+    return _Tokens(ids, find)
 
 
 def _encode_rendered(
     tokenizer: PreTrainedTokenizerBase, plan: _Plan, rendered: list[tuple[str, Spans] | TemplateError]
 ) -> list[Encoded | TemplateError]:
-    plain = [r[0] for r in rendered if not isinstance(r, TemplateError) and _OPEN not in r[0] and _CLOSE not in r[0]]
+    plain = [r[0] for r in rendered if not isinstance(r, TemplateError) and not _is_marked(r[0])]
     batched = iter(_encode_batch(tokenizer, plain))
     outcomes: list[Encoded | TemplateError] = []
     for row in rendered:
@@ -401,26 +423,28 @@ def _encode_rendered(
             outcomes.append(row)
             continue
         text, spans = row
-        marked = _OPEN in text or _CLOSE in text
-        ids, offsets = _encode_marked(tokenizer, plan, text) if marked else next(batched)
-        outcomes.append(_mask_tokens(plan, ids, offsets, spans))
+        tokens = _encode_marked(tokenizer, plan, text) if _is_marked(text) else _tokens_of(next(batched))
+        outcomes.append(_mask_tokens(plan, tokens, spans))
     return outcomes
 
 
-def _mask_tokens(plan: _Plan, ids: list[int], offsets: list[tuple[int, int]], spans: Spans) -> Encoded | TemplateError:
+def _mask_tokens(plan: _Plan, tokens: _Tokens, spans: Spans) -> Encoded | TemplateError:
     """The mask from the answers' spans: a token that overlaps one is trained, up to the span's last stop token."""
-    id_row = np.asarray(ids, dtype=np.uint32)
+    ids = tokens.ids
     mask = np.zeros(len(ids), dtype=np.uint8)
-    bounds = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     for start, end in spans:
-        inside = np.flatnonzero((bounds[:, 1] > start) & (bounds[:, 0] < end))
-        stops = inside[np.isin(id_row[inside], plan.stop_ids)]
-        if not len(stops):
+        found = tokens.find(start, end) if end > start else None
+        if found is None:
+            continue
+        first, last = found
+        while last >= first and ids[last] not in plan.stop_ids:
+            last -= 1
+        if last < first:
             return TemplateError(
                 "No stop token is trained: the chat template writes none inside the answer, or leaves it out of its {% generation %} marks. "
                 "Put it inside, or set data.template to alpaca, vicuna or chatml."
             )
-        mask[inside[0] : stops[-1] + 1] = 1
+        mask[first : last + 1] = 1
     if not mask.any():
         return TemplateError("Nothing is trained: the conversation has no assistant turn that the chat template shows.")
-    return Encoded(id_row, mask)
+    return Encoded(np.array(ids, dtype=np.uint32), mask)
