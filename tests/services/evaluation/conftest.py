@@ -1,9 +1,12 @@
-"""A report such as a small job yields, built from parts that tests replace one by one."""
+"""A report such as a small job yields, built from parts that tests replace one by one; and a held-out split with an adapter on disk."""
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +201,83 @@ def make_report() -> Callable[..., Report]:
 def parts() -> dict[str, Callable[..., Any]]:
     """The builders of a report's parts, by name."""
     return {"data": build_data, "training": build_training, "evaluation": build_evaluation}
+
+
+QUESTIONS = [
+    ("What is a licence?", "A set of terms under which the work may be used."),
+    ("Who may copy the work?", "Anyone who keeps the notices."),
+    ("What is a contribution?", "Any work that was sent to the licensor on purpose, to be included."),
+    ("Is there a warranty?", "No. The work is given as it is, without warranties or conditions of any kind, express or implied."),
+    ("What are derivative works?", "Works that are based on the work, as a whole an original work of authorship."),
+    ("May I add terms?", "Yes, to your own changes."),
+    ("What ends the grant of patents?", "Litigation about the work."),
+]
+
+
+@pytest.fixture(scope="session")
+def held_out(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tokens/part-0000N` and `part-0000N.jsonl` of seven records; the last one is a talk in two chunks."""
+    from llamero.model.loading import load_tokenizer
+    from llamero.model.templates import encode_conversations
+    from llamero.model.tokens import TokenWriter
+    from llamero.spec.records import Conversation, Message
+
+    folder = tmp_path_factory.mktemp("held-out")
+    tokenizer = load_tokenizer(random_base)
+    records = []
+    for line, (question, answer) in enumerate(QUESTIONS, start=1):
+        turns = (Message("user", question), Message("assistant", answer))
+        digest = hashlib.sha256(question.encode()).hexdigest()
+        records.append(Conversation(digest, "licence", "licence.json", line, turns))
+    again = (Message("user", "And then?"), Message("assistant", "Then it ends on that day."))
+    records[-1:] = [
+        Conversation(digest, "licence", "licence.json", line, turns, chunk=0),
+        Conversation(digest, "licence", "licence.json", line, again, chunk=1),
+    ]
+    for part, chosen in enumerate((records[:3], records[3:])):
+        encoded = encode_conversations(tokenizer, [(r.messages, None) for r in chosen])
+        with TokenWriter(folder / "tokens" / f"part-{part:05d}") as writer:
+            for record, row in zip(chosen, encoded, strict=True):
+                writer.append(row.ids, row.mask, record.id)
+        lines = "".join(json.dumps(r.to_dict()) + "\n" for r in chosen)
+        (folder / f"part-{part:05d}.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes what the random base says: LoRA of rank 4 with random B matrices."""
+    import torch
+
+    from llamero.model.adapters import attach_adapter, describe_adapter, save_adapter
+    from llamero.model.loading import load_base, load_tokenizer
+    from llamero.spec.job import LoraSpec
+
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(1)
+    base = load_base(random_base, quantization=None, device="cpu", training=True, dtype=torch.float32)
+    model = attach_adapter(base, LoraSpec(rank=4, alpha=8))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_adapter(model, folder, load_tokenizer(random_base))
+    files, sha256 = describe_adapter(folder)
+    manifest = {"files": [f.to_json_dict() for f in files], "sha256": sha256}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def evaluation_config(random_base: Path, adapter: Path, held_out: Path, tmp_path: Path) -> dict[str, Any]:
+    """The configuration file's content for an evaluation of that adapter in float32."""
+    return {
+        "base": str(random_base),
+        "adapter": str(adapter),
+        "method": "lora",
+        "template": "base",
+        "evaluationTokens": [str(p) for p in sorted((held_out / "tokens").iterdir())],
+        "evaluationRecords": [str(p) for p in sorted(held_out.glob("*.jsonl"))],
+        "spec": {"maxNewTokens": 12},
+        "output": str(tmp_path / "evaluation"),
+        "device": "cpu",
+    }
