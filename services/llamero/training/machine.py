@@ -1,0 +1,71 @@
+"""What this machine offers a training: device, threads, memory, and from them how much goes through the model at once."""
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+CPU_BIN_FLOPS = 1e11
+"""Work of one forward and backward pass that a CPU bin is sized for: about a second, so that SIGTERM never waits long."""
+CPU_BIN_TOKENS = 4096
+"""Tokens above which a fuller bin no longer pays on a CPU."""
+DEQUANTIZED_SHARE = 0.25
+"""Share of the free memory that dequantised copies of frozen weights may take."""
+FLOPS_PER_TOKEN_AND_PARAMETER = 4
+"""Forward 2 and backward to the activations 2; frozen weights need no gradient."""
+
+
+def choose_device(wanted: str) -> str:
+    """`cpu` or `cuda`; auto takes CUDA where there is one."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def count_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free memory: what the kernel calls available, or what the control group leaves, whichever is less; 0 if unknown."""
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        return 0
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(max(0, int(limit) - int((cgroup / "memory.current").read_text())))
+    except (OSError, ValueError):
+        pass
+    return min(found)
+
+
+def choose_bin_tokens(wanted: int | None, device: str, sequence_length: int, parameters: int) -> int:
+    """Tokens of one forward pass. The result of a step does not depend on it, only its speed and memory.
+
+    On CUDA a bin holds `sequence_length` tokens. On a CPU small models gain from fuller bins, whose fixed costs are shared by
+    more tokens, up to `CPU_BIN_TOKENS`; for a large model a bin of `sequence_length` is work enough.
+    """
+    if wanted is not None:
+        return wanted
+    if device != "cpu":
+        return sequence_length
+    affordable = int(CPU_BIN_FLOPS / (FLOPS_PER_TOKEN_AND_PARAMETER * max(parameters, 1)))
+    return max(sequence_length, min(CPU_BIN_TOKENS, affordable))
+
+
+def choose_threads(wanted: int | None, parameters: int, bin_tokens: int) -> int:
+    """torch threads for a CPU training."""
+    return wanted or count_cores()
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory that was held: CUDA's by torch's allocator, or this process's resident set."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
