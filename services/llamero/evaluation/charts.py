@@ -11,7 +11,14 @@ from itertools import accumulate, pairwise
 
 from markupsafe import Markup, escape
 
-from llamero.evaluation.formatting import format_compact, format_count, format_figure, format_plain, format_share
+from llamero.evaluation.formatting import (
+    clean_text,
+    format_compact,
+    format_count,
+    format_figure,
+    format_plain,
+    format_share,
+)
 from llamero.spec.results import Histogram, LossPoint
 
 MAX_DRAWN_POINTS = 240
@@ -20,14 +27,17 @@ TICK_CHARACTER_WIDTH = 6.6
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
     """One SVG element; underscores in attribute names stand for dashes, a trailing one is dropped (`class_`)."""
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_number(value))}"' for key, value in attributes.items()
-    )
-    return Markup(f"<{name}{written}>{''.join(map(escape, children))}</{name}>")
+    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{_write(value)}"' for key, value in attributes.items())
+    return Markup(f"<{name}{written}>{''.join(map(_write, children))}</{name}>")
 
 
-def _number(value: object) -> object:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+def _write(value: object) -> Markup:
+    """A value as SVG text: numbers to a hundredth, text cleaned and escaped, elements as they are."""
+    if isinstance(value, float):
+        return Markup(f"{value:.2f}".rstrip("0").rstrip("."))
+    if isinstance(value, Markup):
+        return value
+    return escape(clean_text(str(value)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ def _draw_y_axis(ticks: Sequence[float], written: Sequence[str], y: Scale, left:
 
 
 def _draw_step_axis(first: int, last: int, x: Scale, height: int) -> Markup:
-    room = max(2, int((x.end - x.start) / 90))
+    room = max(4, int((x.end - x.start) / 80))
     ticks = sorted({round(t) for t in choose_ticks(first, last, room) if first <= t <= last} or {first})
     parts = [
         element("text", format_count(t), x=min(x(t), x.end - 3), y=height - 24.0, text_anchor="middle") for t in ticks
@@ -249,7 +259,7 @@ def draw_histogram(read: Histogram | None, kept: Histogram | None, marker: int |
     if not shown:
         return Markup()
     edges = max((h.edges for h in shown), key=len)
-    width, height = 400, 210
+    width, height = 350, 200
     top = max(max(h.counts) for h in shown)
     ticks = choose_ticks(0, max(1, top), 3)
     written = [format_compact(t) for t in ticks]
@@ -276,15 +286,24 @@ def draw_histogram(read: Histogram | None, kept: Histogram | None, marker: int |
 
 def _draw_edges(edges: Sequence[int], x: Scale, height: int, unit: str) -> Markup:
     written = [format_compact(e).replace("\N{NO-BREAK SPACE}", "") for e in edges]
-    room = (x.end - x.start) / max(1, len(edges) - 1)
+    bins = len(edges) - 1
+    room = (x.end - x.start) / max(1, bins)
     stride = max(1, math.ceil((max(map(len, written)) * TICK_CHARACTER_WIDTH + 10) / room))
-    parts = [
-        element("text", text, x=x(index), y=height - 24.0, text_anchor="middle")
-        for index, text in enumerate(written)
-        if index % stride == 0
-    ]
+    places = [(x(index), text) for index, text in enumerate(written) if index % stride == 0]
+    if _has_tail(edges):
+        # The last bin takes all that is longer: its far end is one record's length and would mislead.
+        places = [(x(index), text) for index, text in enumerate(written[: bins - stride]) if index % stride == 0]
+        places.append((min(x(bins - 0.5), x.end - 10), f"≥{written[-2]}"))
+    parts = [element("text", text, x=place, y=height - 24.0, text_anchor="middle") for place, text in places]
     parts.append(element("text", unit, x=(x.start + x.end) / 2, y=height - 6.0, text_anchor="middle", class_="unit"))
     return element("g", *parts, aria_hidden="true")
+
+
+def _has_tail(edges: Sequence[int]) -> bool:
+    """Whether even bins end in one that takes whatever is longer."""
+    if len(edges) < 4 or edges[1] - edges[0] != edges[2] - edges[1]:
+        return False
+    return edges[-1] - edges[-2] > edges[1] - edges[0]
 
 
 def _draw_bars(histogram: Histogram, edges: Sequence[int], x: Scale, y: Scale, name: str) -> Markup:

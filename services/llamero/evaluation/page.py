@@ -178,13 +178,13 @@ def _draw_small_curves(curve: Sequence[LossPoint]) -> list[tuple[str, Markup]]:
     if not curve:
         return []
     steps = [p.step for p in curve]
-    drawn = [("Learning rate", draw_small_curve(steps, [p.learning_rate for p in curve], "learning rate", 480, 170))]
+    drawn = [("Learning rate", draw_small_curve(steps, [p.learning_rate for p in curve], "learning rate", 420, 165))]
     norms = [(p.step, p.grad_norm) for p in curve if p.grad_norm is not None]
     if norms:
         drawn.append(
             (
                 "Gradient norm, before clipping",
-                draw_small_curve([s for s, _ in norms], [n for _, n in norms], "gradient norm", 480, 170),
+                draw_small_curve([s for s, _ in norms], [n for _, n in norms], "gradient norm", 420, 165),
             )
         )
     return drawn

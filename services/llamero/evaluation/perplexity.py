@@ -31,14 +31,20 @@ class Perplexities:
     tokens: int
 
 
-def choose_examples(record_ids: Sequence[str], max_records: int) -> list[int]:
+def find_record(example_id: str) -> str:
+    """The record that an example is of: its id, without the `_<first turn>` of a chunk of a long one."""
+    return example_id.partition("_")[0]
+
+
+def choose_examples(example_ids: Sequence[str], max_records: int) -> list[int]:
     """The examples (indices) of the first `max_records` records by id.
 
     Ids are hashes of content, so that the choice is random but stays when data grows. A record that was cut into chunks comes
     with all of them.
     """
-    chosen = set(sorted(set(record_ids))[:max_records])
-    return [index for index, record in enumerate(record_ids) if record in chosen]
+    records = [find_record(e) for e in example_ids]
+    chosen = set(sorted(set(records))[:max_records])
+    return [index for index, record in enumerate(records) if record in chosen]
 
 
 def summarise_scores(scores: Iterable[RecordScore]) -> Perplexities:
@@ -81,7 +87,7 @@ def score_records(
         sums = torch.zeros(len(indices), dtype=torch.float64).index_add_(0, batch.target_documents, log_probs)
         targets = torch.bincount(batch.target_documents, minlength=len(indices))
         for index, log_prob, tokens in zip(indices, sums.tolist(), targets.tolist(), strict=True):
-            record = examples.record_id(index)
+            record = find_record(examples.record_id(index))
             nll[record] = nll.get(record, 0.0) - log_prob
             count[record] = count.get(record, 0) + tokens
         done += batch.tokens

@@ -207,7 +207,10 @@ QUESTIONS = [
     ("What is a licence?", "A set of terms under which the work may be used."),
     ("Who may copy the work?", "Anyone who keeps the notices."),
     ("What is a contribution?", "Any work that was sent to the licensor on purpose, to be included."),
-    ("Is there a warranty?", "No. The work is given as it is, without warranties or conditions of any kind, express or implied."),
+    (
+        "Is there a warranty?",
+        "No. The work is given as it is, without warranties or conditions of any kind, express or implied.",
+    ),
     ("What are derivative works?", "Works that are based on the work, as a whole an original work of authorship."),
     ("May I add terms?", "Yes, to your own changes."),
     ("What ends the grant of patents?", "Litigation about the work."),
@@ -231,8 +234,8 @@ def held_out(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         records.append(Conversation(digest, "licence", "licence.json", line, turns))
     again = (Message("user", "And then?"), Message("assistant", "Then it ends on that day."))
     records[-1:] = [
-        Conversation(digest, "licence", "licence.json", line, turns, chunk=0),
-        Conversation(digest, "licence", "licence.json", line, again, chunk=1),
+        Conversation(f"{digest}_0", "licence", "licence.json", line, turns, chunk=0),
+        Conversation(f"{digest}_1", "licence", "licence.json", line, again, chunk=1),
     ]
     for part, chosen in enumerate((records[:3], records[3:])):
         encoded = encode_conversations(tokenizer, [(r.messages, None) for r in chosen])

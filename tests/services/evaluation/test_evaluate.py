@@ -46,7 +46,7 @@ def measure_plainly(model: Any, folders: list[str]) -> tuple[float, float, int]:
         log_probs = model(ids[None]).logits[0].float().log_softmax(-1)
         targets = torch.nonzero(mask[1:]).flatten() + 1
         found = [-log_probs[t - 1, ids[t]].item() for t in targets.tolist()]
-        scores.setdefault(examples.record_id(index), []).extend(found)
+        scores.setdefault(examples.record_id(index).split("_")[0], []).extend(found)
     by_record = [math.exp(sum(s) / len(s)) for s in scores.values()]
     everything = [s for record in scores.values() for s in record]
     return sum(by_record) / len(by_record), math.exp(sum(everything) / len(everything)), len(everything)
@@ -63,7 +63,9 @@ def test_perplexities_equal_plain_unpacked_transformers_to_1e_5(evaluation_confi
     assert result.token_perplexity.base == pytest.approx(base_token, rel=1e-5)
     assert result.perplexity.tuned == pytest.approx(tuned_record, rel=1e-5)
     assert result.token_perplexity.tuned == pytest.approx(tuned_token, rel=1e-5)
-    assert base_token != pytest.approx(tuned_token, rel=0.01), "the adapter must make a difference, or this shows nothing"
+    assert base_token != pytest.approx(tuned_token, rel=0.01), (
+        "the adapter must make a difference, or this shows nothing"
+    )
 
 
 def test_a_qlora_adapter_is_measured_on_the_4_bit_base_that_it_was_trained_on(
@@ -89,7 +91,12 @@ def test_a_qlora_adapter_is_measured_on_the_4_bit_base_that_it_was_trained_on(
 
 
 def test_greedy_answers_equal_generate_one_at_a_time(evaluation_config: dict[str, Any]) -> None:
-    asked = ["Why?", "What is a licence, and who may give one to whom under these terms?", "May I copy it, please?", "A"]
+    asked = [
+        "Why?",
+        "What is a licence, and who may give one to whom under these terms?",
+        "May I copy it, please?",
+        "A",
+    ]
     spec = {"maxNewTokens": 24, "promptSets": [{"name": "mine", "prompts": asked}]}
     result = evaluate_config({**evaluation_config, "spec": spec})
     base, adapter = Path(evaluation_config["base"]), Path(evaluation_config["adapter"])
