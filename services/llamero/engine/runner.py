@@ -41,6 +41,8 @@ class ModelRunner:
         self._mixer = AdapterMixer(model)
         self._internal: dict[str, str] = {}  # served name → PEFT's name, which may hold no dot and is never used again
         self._lanes: dict[str, Lane] = {}
+        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self._wider: dict[str, int] = {}  # vocabulary of adapters that add tokens
         self._numbers = itertools.count(1)
 
     @property
@@ -64,11 +66,12 @@ class ModelRunner:
             self._mixer.adopt_layers()
         self._internal[name] = internal
         self._lanes[name] = MIXED if self._mixer.can_mix(internal) else Lane(alone=name)
+        self._wider[name] = max(self._vocabulary, _highest_token(self._peft.peft_config[internal]) + 1)
 
     def unload(self, name: str) -> None:
         """Forget an adapter and free its weights."""
         internal = self._internal.pop(name)
-        del self._lanes[name]
+        del self._lanes[name], self._wider[name]
         self._discard(internal)
         self._mixer.adopt_layers()
 
@@ -107,7 +110,9 @@ class ModelRunner:
             use_cache=True,
             logits_to_keep=0 if all_logits else 1,
         )
-        logits = output.logits.float()
+        # Rows that another adapter's new tokens added to the head are not this lane's to choose.
+        vocabulary = self._vocabulary if lane.alone is None else self._wider[lane.alone]
+        logits = output.logits[..., :vocabulary].float()
         return logits if all_logits else logits[:, -1]
 
     def _choose(self, lane: Lane, adapters: list[str | None]) -> None:
@@ -120,6 +125,13 @@ class ModelRunner:
         self._mixer.leave_to_peft()
         if self._peft.active_adapter != internal:
             self._peft.set_adapter(internal, inference_mode=True)
+
+
+def _highest_token(config: Any) -> int:
+    """The largest of the tokens that an adapter trains one by one; -1 where it trains none."""
+    indices = getattr(config, "trainable_token_indices", None) or []
+    groups = indices.values() if isinstance(indices, dict) else [indices]
+    return max((i for group in groups for i in group), default=-1)
 
 
 def refuse_recurrent(config: Any) -> None:

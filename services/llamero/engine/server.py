@@ -4,16 +4,16 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import torch
 from aiohttp import web
 
 from llamero import __version__
+from llamero.engine.announce import announce
 from llamero.engine.catalog import Catalog
 from llamero.engine.generation import GenerationLimits, GenerationThread
+from llamero.engine.guard import foreign_reason
 from llamero.engine.metrics import EngineMetrics
 from llamero.engine.openai_routes import add_openai_routes
 from llamero.engine.requests import EngineError
@@ -22,11 +22,11 @@ from llamero.engine.service import EngineInfo, EngineService
 from llamero.engine.settings import MAX_BODY_BYTES, EngineSettings, choose_threads, choose_window
 from llamero.engine.tgi_routes import SERVICE, add_tgi_routes
 from llamero.model.loading import dequantize_base, load_base
-from llamero.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+HOST: web.AppKey[str] = web.AppKey("host", str)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -66,10 +66,11 @@ def build_service(settings: EngineSettings) -> EngineService:
     return EngineService(info, catalog, thread, metrics)
 
 
-def build_app(service: EngineService) -> web.Application:
+def build_app(service: EngineService, host: str) -> web.Application:
     """The engine's HTTP application."""
     app = web.Application(middlewares=[_answer_errors], client_max_size=MAX_BODY_BYTES)
     app[SERVICE] = service
+    app[HOST] = host
     add_tgi_routes(app)
     add_openai_routes(app)
     return app
@@ -79,6 +80,9 @@ def build_app(service: EngineService) -> web.Application:
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Errors in TGI's form, with their own status. What was asked never goes into a log."""
     try:
+        foreign = foreign_reason(request, request.app[HOST])
+        if foreign is not None:
+            raise web.HTTPForbidden(text=foreign)
         return await handler(request)
     except EngineError as error:
         headers = {"Retry-After": "1"} if error.status in (429, 503) else None
@@ -118,7 +122,7 @@ async def serve(settings: EngineSettings) -> None:
         await service.catalog.load(name, folder)
         log.info("loaded the adapter %s", name)
     # Without handler_cancellation a caller who leaves would be noticed only at the next write.
-    runner = web.AppRunner(build_app(service), handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(build_app(service, settings.host), handler_cancellation=True, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, settings.host, settings.port, shutdown_timeout=0.2)
     await site.start()
@@ -127,17 +131,6 @@ async def serve(settings: EngineSettings) -> None:
     await stop.wait()
     await _drain(service, settings.drain_seconds)
     await runner.cleanup()
-
-
-def announce(runner: web.AppRunner, host: str, port_file: Path | None) -> int:
-    """Print `ready http://host:port` and write the port file; returns the port."""
-    port = int(runner.addresses[0][1])
-    if port_file is not None:
-        write_atomically(port_file, f"{port}\n")
-    shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"ready http://{shown}:{port}\n")
-    sys.stdout.flush()
-    return port
 
 
 async def _drain(service: EngineService, seconds: float) -> None:

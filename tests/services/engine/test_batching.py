@@ -1,0 +1,214 @@
+"""Rows of many adapters in one batch answer as they do alone, however they join and leave."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llamero.engine.generation import GenerationLimits, GenerationThread
+from llamero.engine.metrics import EngineMetrics
+from llamero.engine.requests import (
+    EngineError,
+    ErrorKind,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+    TokenEvent,
+)
+from llamero.engine.runner import MIXED, ModelRunner
+from llamero.model.loading import load_base
+
+STOP_ID = 2  # <|im_end|> of the random base
+
+
+@pytest.fixture(scope="module")
+def runner(random_base: Path, adapters: dict[str, Path]) -> ModelRunner:
+    torch.set_num_threads(1)
+    runner = ModelRunner(load_base(random_base, quantization=None, device="cpu", training=False, dtype=torch.float32))
+    for name, folder in adapters.items():
+        runner.load(name, folder)
+    return runner
+
+
+@pytest.fixture
+def thread(runner: ModelRunner) -> Iterator[GenerationThread]:
+    thread = GenerationThread(runner, GenerationLimits(max_batch=16, max_queue=100), EngineMetrics())
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+def ask(tokenizer: Any, adapter: str | None, prompt_ids: list[int], count: int, **options: Any) -> GenerationRequest:
+    return GenerationRequest(
+        adapter, tuple(prompt_ids), tokenizer, count, stop_token_ids=frozenset([STOP_ID]), **options
+    )
+
+
+async def answer(thread: GenerationThread, request: GenerationRequest) -> tuple[list[int], Finished]:
+    ids: list[int] = []
+    async for event in thread.submit(request).events():
+        if isinstance(event, Finished):
+            return ids, event
+        ids.append(event.score.id)
+    raise AssertionError
+
+
+def make_prompts(seed: int) -> list[list[int]]:
+    source = random.Random(seed)
+    return [[source.randrange(4, 384) for _ in range(n)] for n in (1, 3, 9, 17, 33, 40, 64, 120)]
+
+
+async def test_answers_in_a_mixed_batch_equal_those_made_alone(
+    thread: GenerationThread, tokenizer: Any, adapters: dict[str, Path], alone: Callable[..., list[int]]
+) -> None:
+    source = random.Random(1)
+    prompts = make_prompts(2)
+    names = [None, *adapters]
+
+    async def one() -> tuple[str | None, list[int], int, list[int]]:
+        await asyncio.sleep(source.random() * 0.5)
+        adapter, prompt, count = source.choice(names), source.choice(prompts), source.choice([2, 11, 30])
+        ids, _ = await answer(thread, ask(tokenizer, adapter, prompt, count))
+        return adapter, prompt, count, ids
+
+    answers = await asyncio.gather(*(one() for _ in range(60)))
+    wrong = [(a, len(p), n) for a, p, n, ids in answers if ids != alone(a, p, n)]
+    assert wrong == []
+    assert len({tuple(ids) for *_, ids in answers}) > 30, (
+        "the adapters must answer differently for this to prove anything"
+    )
+
+
+async def test_a_prompt_longer_than_a_piece_is_read_while_others_go_on(
+    thread: GenerationThread, tokenizer: Any, alone: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamero.engine.generation.PROMPT_TOKENS_PER_STEP", 16)
+    short, long = make_prompts(3)[1], make_prompts(3)[-1]
+    running = asyncio.create_task(answer(thread, ask(tokenizer, "plain-a", short, 60)))
+    await asyncio.sleep(0.01)
+    joined = await answer(thread, ask(tokenizer, "plain-b", long, 20))
+    assert joined[0] == alone("plain-b", long, 20)
+    assert (await running)[0] == alone("plain-a", short, 60)
+
+
+def test_plain_adapters_share_a_lane_and_others_get_their_own(runner: ModelRunner) -> None:
+    alone = {name for name in runner.adapters if runner.lane_of(name) != MIXED}
+    assert alone == {"dora", "head"}
+
+
+async def test_a_seeded_sample_does_not_depend_on_its_batch_mates(thread: GenerationThread, tokenizer: Any) -> None:
+    prompts = make_prompts(4)
+    sampling = Sampling(do_sample=True, temperature=1.3, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=11)
+    by_itself, end = await answer(thread, ask(tokenizer, "plain-a", prompts[3], 25, sampling=sampling))
+    mates = [
+        answer(thread, ask(tokenizer, "plain-b", p, 25, sampling=Sampling(do_sample=True, seed=n)))
+        for n, p in enumerate(prompts)
+    ]
+    in_company, *_ = await asyncio.gather(
+        answer(thread, ask(tokenizer, "plain-a", prompts[3], 25, sampling=sampling)), *mates
+    )
+    assert in_company[0] == by_itself
+    assert end.seed == 11
+    other, _ = await answer(
+        thread, ask(tokenizer, "plain-a", prompts[3], 25, sampling=Sampling(do_sample=True, temperature=1.3, seed=12))
+    )
+    assert other != by_itself
+
+
+async def test_a_cancelled_request_leaves_the_batch_and_the_others_as_they_were(
+    thread: GenerationThread, tokenizer: Any, alone: Callable[..., list[int]]
+) -> None:
+    prompts = make_prompts(5)
+    staying = asyncio.create_task(answer(thread, ask(tokenizer, "plain-a", prompts[2], 80)))
+    leaving = thread.submit(ask(tokenizer, "plain-b", prompts[6], 400))
+    await leaving.next_event()
+    thread.cancel(leaving)
+    ids, _ = await staying
+    assert ids == alone("plain-a", prompts[2], 80)
+    assert thread.batch_size == 0 and not thread.is_busy
+
+
+async def test_an_adapter_that_is_unloaded_serves_its_running_requests_first(
+    runner: ModelRunner,
+    thread: GenerationThread,
+    tokenizer: Any,
+    adapters: dict[str, Path],
+    alone: Callable[..., list[int]],
+) -> None:
+    prompt = make_prompts(6)[3]
+    await asyncio.wrap_future(thread.load("again", adapters["plain-a"]))
+    running = thread.submit(ask(tokenizer, "again", prompt, 60))
+    first = await running.next_event()
+    done = thread.unload("again")
+    assert isinstance(first, TokenEvent)
+    ids = [first.score.id] + [e.score.id async for e in running.events() if isinstance(e, TokenEvent)]
+    await asyncio.wrap_future(done)
+    assert ids == alone("plain-a", prompt, 60)
+    assert "again" not in runner.adapters
+    ids, _ = await answer(thread, ask(tokenizer, "plain-b", prompt, 20))
+    assert ids == alone("plain-b", prompt, 20)
+
+
+async def test_more_requests_than_the_queue_holds_are_refused(runner: ModelRunner, tokenizer: Any) -> None:
+    thread = GenerationThread(runner, GenerationLimits(max_batch=1, max_queue=2), EngineMetrics())
+    thread.start()
+    prompt = make_prompts(7)[2]
+    running = [thread.submit(ask(tokenizer, None, prompt, 200))]
+    await running[0].next_event()
+    running += [thread.submit(ask(tokenizer, None, prompt, 200)) for _ in range(2)]
+    with pytest.raises(EngineError) as refused:
+        thread.submit(ask(tokenizer, None, prompt, 200))
+    assert refused.value.kind is ErrorKind.OVERLOADED
+    assert refused.value.status == 429
+    await asyncio.to_thread(thread.stop)
+    with pytest.raises(EngineError) as ended:
+        async for _ in running[2].events():
+            pass
+    assert ended.value.kind is ErrorKind.SHUTTING_DOWN
+
+
+async def test_prompt_log_probabilities_are_the_models_own(
+    runner: ModelRunner, thread: GenerationThread, tokenizer: Any
+) -> None:
+    prompt = make_prompts(8)[4]
+    generation = thread.submit(ask(tokenizer, "plain-a", prompt, 1, prompt_log_probs=True, top_tokens=3))
+    first = await generation.next_event()
+    assert isinstance(first, TokenEvent)
+    assert [s.id for s in first.prompt] == prompt
+    assert first.prompt[0].log_prob is None
+    assert len(first.top) == 3 and first.top[0] == first.score
+    shorter = thread.submit(ask(tokenizer, "plain-a", prompt[:-1], 1, top_tokens=384))
+    before_last = await shorter.next_event()
+    assert isinstance(before_last, TokenEvent)
+    scores = {s.id: s.log_prob for s in before_last.top}
+    assert first.prompt[-1].log_prob == pytest.approx(scores[prompt[-1]], abs=1e-4)
+
+
+async def test_a_stop_string_ends_the_answer_before_it(thread: GenerationThread, tokenizer: Any) -> None:
+    prompt = make_prompts(9)[3]
+    _, whole = await answer(thread, ask(tokenizer, "plain-a", prompt, 40))
+    stop = whole.text[7:11]
+    _, cut = await answer(thread, ask(tokenizer, "plain-a", prompt, 40, stop_strings=(stop,)))
+    assert cut.reason is FinishReason.STOP_SEQUENCE
+    assert cut.stop_string == stop
+    assert cut.text == whole.text[: whole.text.index(stop)]
+
+
+async def collect_text(events: AsyncIterator[TokenEvent | Finished]) -> tuple[str, str]:
+    pieces = ""
+    async for event in events:
+        if isinstance(event, Finished):
+            return pieces, event.text
+        pieces += event.text
+    raise AssertionError
+
+
+async def test_the_pieces_of_a_stream_are_the_whole_text(thread: GenerationThread, tokenizer: Any) -> None:
+    for prompt in make_prompts(10):
+        pieces, text = await collect_text(thread.submit(ask(tokenizer, "narrow", prompt, 40)).events())
+        assert pieces == text
