@@ -7,9 +7,10 @@ Text in a message that reads like a control token (`<|im_end|>`) is encoded as p
 request can end a turn or open one.
 """
 
+import contextlib
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llamero.model.errors import TemplateError as TemplateError
+from llamero.model.spans import Rendered, Spans, Tokens, encode_texts, mark, tokenise
 from llamero.spec.records import Message
 
 # Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py): no line end after "### Response:". A system message takes the
@@ -76,9 +78,6 @@ Row = tuple[Turns, str | None]
 _PROBE_ANSWER = "Blue"
 _PROBE = [Message("user", "Name one colour."), Message("assistant", _PROBE_ANSWER)]
 
-# Private-use characters around text that reads like a control token; they never reach the tokenizer.
-_OPEN, _CLOSE = "\uf8f0", "\uf8f1"
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -96,7 +95,6 @@ class _Plan:
     has_marks: bool
     takes_input: bool
     control: re.Pattern[str]
-    marked: re.Pattern[str]
     variables: dict[str, Any]
     stop_ids: tuple[int, ...]
 
@@ -169,8 +167,14 @@ def render_prompt(
     """The token ids of a prompt, exactly as training saw it. Raises TemplateError where the template can't render it."""
     plan = _plan(tokenizer)
     turns = _guard(plan, _turns(plan, messages, input))
-    text, _ = _render(plan, turns, _guard_text(plan, input), add_generation_prompt)
-    return _encode_marked(tokenizer, plan, text).ids if _is_marked(text) else _encode_batch(tokenizer, [text])[0].ids
+    guarded_input = _guard_text(plan, input)
+    text, spans = _render(plan, turns, guarded_input, add_generation_prompt, track=plan.has_marks)
+    if not plan.has_marks and any(turn["role"] == "assistant" for turn in turns):
+        # A template that can't be trained with can still prompt; its earlier answers are then encoded as they stand.
+        with contextlib.suppress(TemplateError):
+            history, found = _render_by_prefixes(plan, turns, guarded_input)
+            spans = found if text.startswith(history) else []
+    return tokenise(tokenizer, plan.control, [(text, spans)])[0][0].ids
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, template: str = "base") -> list[int]:
@@ -234,7 +238,6 @@ def _build_plan(tokenizer: PreTrainedTokenizerBase, template: str) -> _Plan:
         has_marks=re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None,
         takes_input="input" in variables,
         control=re.compile(pattern),
-        marked=re.compile(f"{_OPEN}({pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]"),
         variables=dict(tokenizer.special_tokens_map),
         stop_ids=(),
     )
@@ -259,7 +262,7 @@ def _find_stop(tokenizer: PreTrainedTokenizerBase, plan: _Plan) -> int | None:
     text, _ = _render(plan, _turns(plan, _PROBE, None), None, False)
     end = text.rfind(_PROBE_ANSWER) + len(_PROBE_ANSWER)
     added = tokenizer.added_tokens_decoder
-    for token in _encode_batch(tokenizer, [text[end:].lstrip()])[0].ids:
+    for token in encode_texts(tokenizer, [text[end:].lstrip()])[0].ids:
         return token if token in added else None
     return None
 
@@ -281,9 +284,7 @@ def _turns(plan: _Plan, messages: Turns, input: str | None) -> list[dict[str, st
 def _guard_text(plan: _Plan, text: str | None) -> str | None:
     if not text:
         return text
-    if _OPEN in text or _CLOSE in text:
-        text = text.replace(_OPEN, "").replace(_CLOSE, "")
-    return plan.control.sub(f"{_OPEN}\\g<0>{_CLOSE}", text)
+    return mark(text, plan.control)
 
 
 def _guard(plan: _Plan, turns: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -291,12 +292,9 @@ def _guard(plan: _Plan, turns: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{**t, "content": _guard_text(plan, t["content"]) or ""} for t in turns]
 
 
-Spans = list[tuple[int, int]]
-
-
 def _render(
     plan: _Plan, turns: list[dict[str, str]], input: str | None, add_generation_prompt: bool, track: bool = False
-) -> tuple[str, Spans]:
+) -> Rendered:
     """Text of the conversation, and with `track` the character spans inside generation marks."""
     variables = {**plan.variables, "input": input or ""} if plan.takes_input else plan.variables
     try:
@@ -312,7 +310,7 @@ def _render(
     return texts[0], [tuple(span) for span in spans[0]] if track else []
 
 
-def _render_row(plan: _Plan, messages: Turns, input: str | None) -> tuple[str, Spans] | TemplateError:
+def _render_row(plan: _Plan, messages: Turns, input: str | None) -> Rendered | TemplateError:
     try:
         turns = _guard(plan, _turns(plan, messages, input))
         guarded_input = _guard_text(plan, input)
@@ -323,7 +321,7 @@ def _render_row(plan: _Plan, messages: Turns, input: str | None) -> tuple[str, S
         return error
 
 
-def _render_by_prefixes(plan: _Plan, turns: list[dict[str, str]], input: str | None) -> tuple[str, Spans]:
+def _render_by_prefixes(plan: _Plan, turns: list[dict[str, str]], input: str | None) -> Rendered:
     """Text and answer spans of a template without marks: an answer is what a turn adds to the prompt before it."""
     whole, _ = _render(plan, turns, input, False)
     spans: Spans = []
@@ -351,84 +349,14 @@ def _render_by_prefixes(plan: _Plan, turns: list[dict[str, str]], input: str | N
     return whole, spans
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """A text's token ids, and where a span of its characters stands among them."""
-
-    ids: list[int]
-    find: Callable[[int, int], tuple[int, int] | None]
-
-
-def _encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Any]:
-    """The tokenizer's encodings (ids, offsets) of each text, with nothing added."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise TemplateError(
-            f"{tokenizer.name_or_path} has no fast tokenizer (tokenizer.json), which llamero needs to find the answers in the tokens."
-        )
-    return backend.encode_batch(texts, add_special_tokens=False)
-
-
-def _tokens_of(encoding: Any) -> _Tokens:
-    def find(start: int, end: int) -> tuple[int, int] | None:
-        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-        while first is None and start < end:  # a tokenizer may drop blanks
-            start += 1
-            first = encoding.char_to_token(start)
-        while last is None and start < end:
-            end -= 1
-            last = encoding.char_to_token(end - 1)
-        return None if first is None or last is None else (first, last)
-
-    return _Tokens(encoding.ids, find)
-
-
-def _is_marked(text: str) -> bool:
-    return _OPEN in text or _CLOSE in text
-
-
-def _encode_marked(tokenizer: PreTrainedTokenizerBase, plan: _Plan, text: str) -> _Tokens:
-    """Tokens of a text in which what reads like a control token is marked; spans count the marks too."""
-    pieces: list[tuple[int, str]] = []
-    end = 0
-    for found in plan.marked.finditer(text):
-        pieces.append((end, text[end : found.start()]))
-        if found.group(1):
-            # In two pieces it can't be recognised as the token that it reads like.
-            pieces.append((found.start(1), found.group(1)[:1]))
-            pieces.append((found.start(1) + 1, found.group(1)[1:]))
-        end = found.end()
-    pieces = [p for p in [*pieces, (end, text[end:])] if p[1]]
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    for (shift, _), encoding in zip(pieces, _encode_batch(tokenizer, [p for _, p in pieces]), strict=True):
-        ids += encoding.ids
-        offsets += [(a + shift, b + shift) for a, b in encoding.offsets]
-
-    def find(start: int, end: int) -> tuple[int, int] | None:
-        inside = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
-        return (inside[0], inside[-1]) if inside else None
-
-    return _Tokens(ids, find)
-
-
 def _encode_rendered(
-    tokenizer: PreTrainedTokenizerBase, plan: _Plan, rendered: list[tuple[str, Spans] | TemplateError]
+    tokenizer: PreTrainedTokenizerBase, plan: _Plan, rendered: list[Rendered | TemplateError]
 ) -> list[Encoded | TemplateError]:
-    plain = [r[0] for r in rendered if not isinstance(r, TemplateError) and not _is_marked(r[0])]
-    batched = iter(_encode_batch(tokenizer, plain))
-    outcomes: list[Encoded | TemplateError] = []
-    for row in rendered:
-        if isinstance(row, TemplateError):
-            outcomes.append(row)
-            continue
-        text, spans = row
-        tokens = _encode_marked(tokenizer, plan, text) if _is_marked(text) else _tokens_of(next(batched))
-        outcomes.append(_mask_tokens(plan, tokens, spans))
-    return outcomes
+    tokenised = iter(tokenise(tokenizer, plan.control, [r for r in rendered if not isinstance(r, TemplateError)]))
+    return [r if isinstance(r, TemplateError) else _mask_tokens(plan, *next(tokenised)) for r in rendered]
 
 
-def _mask_tokens(plan: _Plan, tokens: _Tokens, spans: Spans) -> Encoded | TemplateError:
+def _mask_tokens(plan: _Plan, tokens: Tokens, spans: Spans) -> Encoded | TemplateError:
     """The mask from the answers' spans: a token that overlaps one is trained, up to the span's last stop token."""
     ids = tokens.ids
     mask = np.zeros(len(ids), dtype=np.uint8)
