@@ -1,0 +1,103 @@
+"""The data phase as others call it: plan what is to be prepared, then prepare it, or find it prepared."""
+
+import errno
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from llamero.data.coordinator import STAGING, Coordinator, OnProgress
+from llamero.data.coordinator import DataPlan as DataPlan
+from llamero.data.errors import DataError as DataError
+from llamero.data.pool import InlineRunner, TaskRunner, WorkerPool
+from llamero.data.shards import code_version, remove_partials
+from llamero.data.sources import SourceFile, find_files, name_sources
+from llamero.spec.digest import data_recipe, digest_json
+from llamero.spec.job import DataFormat, FineTuneJobSpec
+from llamero.spec.names import MANIFEST_NAME
+from llamero.spec.results import DataResult
+from llamero.storage import find_damage, is_local, local_path
+
+INLINE_BYTES = 2 << 20
+"""Less data than this is prepared in the calling process: starting workers would take longer."""
+
+
+def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str) -> DataPlan:
+    """List and fingerprint the sources; no record is read. Raises DataError for a source that is missing or lacks columns."""
+    names = name_sources(spec.data.sources)
+    for index, source in enumerate(spec.data.sources):
+        columns = source.columns
+        if source.format is DataFormat.RECORDS and not (columns and (columns.messages or columns.output)):
+            raise DataError(
+                f"data.sources[{index}] ({names[index]}) needs `columns` with `instruction` and `output`, or `messages`."
+            )
+    files = tuple(find_files(spec.data.sources))
+    digest = digest_json(
+        {
+            "recipe": data_recipe(spec),
+            "newTokens": spec.training.lora.new_tokens,
+            "files": [[f.source, f.name, f.fingerprint] for f in files],
+            "tokenizer": tokenizer_digest,
+            "code": code_version(),
+        }
+    )
+    return DataPlan(digest, files, tuple(names), tokenizer_digest)
+
+
+def prepare_data(
+    spec: FineTuneJobSpec,
+    plan: DataPlan,
+    base_folder: Path,
+    output: Path,
+    shard_cache: Path,
+    on_progress: OnProgress,
+    workers: int | None = None,
+) -> DataResult:
+    """Make `output` (records, tokens, rejected.jsonl, manifest.json last), or find it made.
+
+    `base_folder` holds the tokenizer. The outcome's bytes depend on the plan alone, not on `workers` (default: data.workers).
+    Raises DataError where the data or the machine's disk won't do; rejected.jsonl is there even then.
+    """
+    finished = read_result(output, plan.digest)
+    if finished is not None:
+        return finished
+    started = time.monotonic()
+    shard_cache.mkdir(parents=True, exist_ok=True)
+    remove_partials(shard_cache)
+    try:
+        with _open_runner(plan, workers or spec.data.workers) as runner:
+            coordinator = Coordinator(spec, plan, base_folder, output, shard_cache, runner, on_progress)
+            return coordinator.prepare(started)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"No space is left for {output}: {error.strerror}. Free some, or choose another --workdir."
+        ) from error
+    finally:
+        shutil.rmtree(output / STAGING, ignore_errors=True)
+        remove_partials(shard_cache)
+
+
+def read_result(output: Path, digest: str) -> DataResult | None:
+    """The finished result in a folder, if it is that of this digest and whole."""
+    try:
+        result = DataResult.model_validate_json((output / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    is_whole = result.digest == digest and find_damage(output, result.files, read_content=False) is None
+    return result if is_whole else None
+
+
+@contextmanager
+def _open_runner(plan: DataPlan, workers: int) -> Iterator[TaskRunner]:
+    if _is_little(plan.files):
+        yield InlineRunner()
+        return
+    with WorkerPool(workers) as pool:
+        yield pool
+
+
+def _is_little(files: Sequence[SourceFile]) -> bool:
+    return all(is_local(f.uri) for f in files) and sum(local_path(f.uri).stat().st_size for f in files) < INLINE_BYTES

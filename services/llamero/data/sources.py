@@ -1,0 +1,94 @@
+"""What a job's sources are: their names, their files, and the fingerprints that tell whether they changed. Reads no records."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from llamero.data.errors import DataError
+from llamero.spec.job import DataSource
+from llamero.storage import StorageError, fingerprint_uri, list_files
+
+_HUB_TOKEN = "HF_TOKEN"
+_SUFFIXES = frozenset(
+    {".gz", ".bz2", ".xz", ".zst", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".xml", ".txt"}
+)
+# What a folder may hold beside its data.
+_NO_DATA = frozenset({"readme", "readme.md", "license", "license.txt", "license.md", "dataset_infos.json", "_success"})
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source: `name` is how records call it, `fingerprint` changes with its content."""
+
+    source: int
+    uri: str
+    name: str
+    fingerprint: str
+
+
+def name_sources(sources: Sequence[DataSource]) -> list[str]:
+    """Each source's name: its own, or one made from its file's name; a number keeps made ones apart."""
+    taken = {s.name for s in sources if s.name is not None}
+    names: list[str] = []
+    for source in sources:
+        if source.name is not None:
+            names.append(source.name)
+            continue
+        stem = _make_name(source.uri)
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem[:36]}-{number}", number + 1
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _make_name(uri: str) -> str:
+    path = PurePosixPath(uri.split("://", 1)[-1].split("?", 1)[0].rstrip("/"))
+    stem = path.name
+    while PurePosixPath(stem).suffix.lower() in _SUFFIXES:
+        stem = PurePosixPath(stem).stem
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "data"
+
+
+def secret_variable(source: DataSource) -> str | None:
+    """The environment variable that holds the source's token; the token itself never stands in a task."""
+    if source.secret_ref is not None:
+        return source.secret_ref.key
+    return _HUB_TOKEN if source.uri.startswith("hf://") else None
+
+
+def read_secret(variable: str | None) -> str | None:
+    """The token, where one is set."""
+    return os.environ.get(variable) or None if variable else None
+
+
+def find_files(sources: Sequence[DataSource]) -> list[SourceFile]:
+    """All files of all sources in the manifest's order, by name within one. Raises DataError for a source that is missing."""
+    files: list[SourceFile] = []
+    for index, (source, name) in enumerate(zip(sources, name_sources(sources), strict=True)):
+        token = read_secret(secret_variable(source))
+        try:
+            uris = list_files(source.uri, token)
+            if len(uris) > 1:
+                uris = [u for u in uris if u.rsplit("/", 1)[-1].lower() not in _NO_DATA] or uris
+            files += [
+                SourceFile(index, uri, file_name, fingerprint_uri(uri, token))
+                for uri, file_name in zip(uris, _name_files(uris), strict=True)
+            ]
+        except StorageError as error:
+            raise DataError(
+                f"data.sources[{index}] ({name}) can't be read: {error} Mend the uri, or put the file there."
+            ) from error
+    return files
+
+
+def _name_files(uris: Sequence[str]) -> list[str]:
+    """The files' names, as short as they stay apart."""
+    plain = [uri.split("?", 1)[0].rsplit("/", 1)[-1] or uri for uri in uris]
+    if len(set(plain)) == len(plain):
+        return plain
+    shared = os.path.commonpath([uri.rsplit("/", 1)[0] for uri in uris]) if "://" not in uris[0] else ""
+    return [uri.removeprefix(shared + "/") if shared else uri for uri in uris]
