@@ -301,9 +301,8 @@ def _draw_edges(edges: Sequence[int], x: Scale, height: int, unit: str) -> Marku
 
 def _has_tail(edges: Sequence[int]) -> bool:
     """Whether even bins end in one that takes whatever is longer."""
-    if len(edges) < 4 or edges[1] - edges[0] != edges[2] - edges[1]:
-        return False
-    return edges[-1] - edges[-2] > edges[1] - edges[0]
+    widths = [high - low for low, high in pairwise(edges)]
+    return len(widths) > 2 and len(set(widths[:-1])) == 1 and widths[-1] > widths[0]
 
 
 def _draw_bars(histogram: Histogram, edges: Sequence[int], x: Scale, y: Scale, name: str) -> Markup:

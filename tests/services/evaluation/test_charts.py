@@ -93,6 +93,8 @@ def test_a_tail_bin_is_labelled_as_one() -> None:
     labels = [t.text for t in tree.iter("text")]
     assert "≥60" in labels
     assert "9,001" not in labels
+    doubling = Histogram(name="output-kept", edges=[0, 16, 32, 64, 128], counts=[5, 6, 2, 1])
+    assert "≥" not in charts.draw_histogram(None, doubling, None, "tokens")
 
 
 def test_text_in_a_chart_is_escaped() -> None:
