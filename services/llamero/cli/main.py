@@ -190,7 +190,10 @@ def _print_results(console: Console, finished: FinishedRun) -> None:
 
 
 def _shorten(text: str, limit: int = 400) -> str:
-    text = text.strip() or "(empty)"
+    """A model's words for a terminal: without control characters, and not too many of them."""
+    from llamero.evaluation.formatting import clean_text
+
+    text = clean_text(text).strip() or "(empty)"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -346,7 +346,7 @@ class _Runner:
             str(phase),
             datetime.now(UTC).replace(microsecond=0),
         )
-        write_report(report, self.layout)
+        write_report(report, self.layout.report_json, self.layout.report_html)
         self.save(phase, "" if verdict.passed else verdict.reason)
         return report
 
