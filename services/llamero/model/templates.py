@@ -195,7 +195,13 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     plan = _plan(tokenizer)
     conversation = [*_PROBE, Message("user", "Name another."), Message("assistant", "Red")]
-    encode_conversation(tokenizer, conversation)
+    encoded = encode_conversation(tokenizer, conversation)
+    trained = tokenizer.decode(encoded.ids[encoded.mask == 1].tolist())
+    if _PROBE_ANSWER not in trained or "Red" not in trained:
+        raise TemplateError(
+            f"The chat template of {tokenizer.name_or_path} does not show the answers, so that none would be trained: set data.template to "
+            "alpaca, vicuna or chatml."
+        )
     written = _find_stop(tokenizer, plan)
     if written is None:
         raise TemplateError(
@@ -260,6 +266,8 @@ def _read_template(template: str) -> tuple[str, set[str]]:
 def _find_stop(tokenizer: PreTrainedTokenizerBase, plan: _Plan) -> int | None:
     """The control token that the template writes right after an answer; None where it writes none."""
     text, _ = _render(plan, _turns(plan, _PROBE, None), None, False)
+    if _PROBE_ANSWER not in text:
+        return None
     end = text.rfind(_PROBE_ANSWER) + len(_PROBE_ANSWER)
     added = tokenizer.added_tokens_decoder
     for token in encode_texts(tokenizer, [text[end:].lstrip()])[0].ids:
