@@ -1,5 +1,6 @@
 """The web page: a few static files that need no build and no other network, and the headers that keep answers harmless."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -11,6 +12,7 @@ FILES = (
     "markdown.js",
     "style.css",
     "icon.svg",
+    "chevron.svg",
     "vendor/marked.umd.js",
     "vendor/purify.min.js",
 )
@@ -33,7 +35,7 @@ def add_page(app: web.Application) -> None:
         app.router.add_get(f"/static/{name}", _serve(name))
 
 
-def _serve(name: str) -> web.RequestHandler | object:
+def _serve(name: str) -> Callable[[web.Request], Awaitable[web.FileResponse]]:
     async def handler(request: web.Request) -> web.FileResponse:
         return web.FileResponse(STATIC / name, headers={"Cache-Control": "no-cache"})
 
