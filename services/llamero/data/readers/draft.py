@@ -35,16 +35,19 @@ def need_object(row: Any) -> dict[str, Any]:
 
 
 def read_text(row: Mapping[str, Any], key: str, required: bool = True) -> str:
-    """A field's text; numbers as they are written, null and an absent optional field as nothing."""
-    if key not in row:
-        if required:
-            raise RowError(RejectionReason.MALFORMED, f"The field `{key}` is missing.")
+    """A field's text; an absent or null optional field is nothing. Raises RowError for anything else."""
+    value = row.get(key)
+    if value is None and not required:
         return ""
-    return as_text(row[key], key)
+    if key not in row:
+        raise RowError(RejectionReason.MALFORMED, f"The field `{key}` is missing.")
+    if not isinstance(value, str):
+        raise RowError(RejectionReason.MALFORMED, f"The field `{key}` is {_name_type(value)}, where text is needed.")
+    return value
 
 
 def as_text(value: Any, name: str) -> str:
-    """A value's text. Raises RowError for lists and objects."""
+    """A value's text, where columns may be typed: numbers as they are written, null as nothing. Raises RowError for lists and objects."""
     if isinstance(value, str):
         return value
     if value is None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from llamero.data.html import strip_interface_remains
-from llamero.data.readers.draft import Draft, RowError, as_text, need_object
+from llamero.data.readers.draft import Draft, RowError, need_object, read_text
 from llamero.data.readers.messages import read_turns
 from llamero.spec.records import Message, RejectionReason
 
@@ -45,4 +45,4 @@ def _read_turn(turn: Any, number: int) -> Message:
         raise RowError(
             RejectionReason.BAD_TURNS, f"Turn {number} is from `{turn['from'][:40]}`, neither human nor gpt."
         )
-    return Message(role, strip_interface_remains(as_text(turn["value"], f"value of turn {number}")))
+    return Message(role, strip_interface_remains(read_text(turn, "value")))

@@ -38,7 +38,8 @@ class _EntityRefused(Exception):
 def read_questions(stream: IO[bytes], name: str, scratch: Path) -> Iterator[Row]:
     """A row for each question, in order of ids: {title, body, tags, score, answer, answerId}; `answer` is null where there is none.
 
-    Broken rows come first. Posts that are neither question nor answer, and answers to questions that the file lacks, are no records.
+    Broken rows come first, answers to questions that the file lacks last in their range. Posts of other kinds (tag wikis) are no
+    records.
     """
     spill = _Spill(scratch)
     for item in _read_posts(stream, name):
@@ -56,9 +57,11 @@ def read_questions(stream: IO[bytes], name: str, scratch: Path) -> Iterator[Row]
 def parse_question(row: Any) -> Draft:
     """Title → instruction, body → input, answer → output. Raises RowError (unanswered, with what was asked)."""
     row = need_object(row)
+    if row.get("answerId") is not None and row.get("answer") is None:
+        raise RowError(RejectionReason.MALFORMED, f"The best answer ({row['answerId']}) has no Body.")
     draft = make_exchange(
-        read_text(row, "title", required=False),
-        read_text(row, "body", required=False),
+        read_text(row, "title"),
+        read_text(row, "body"),
         read_text(row, "answer", required=False),
         tags=read_tags(row.get("tags")),
         meta={k: row[k] for k in ("score", "answerId", "answerScore") if row.get(k) is not None},
@@ -203,9 +206,9 @@ def _place_post(spill: "_Spill", post: _Post) -> BrokenRow | None:
         numbers[key] = int(text)
     question = numbers["ParentId"] if kind == _ANSWER else numbers["Id"]
     row: dict[str, Any] = {"kind": kind, "question": question, "line": post.line, **numbers}
-    row["body"] = attributes.get("Body", "")
+    row["body"] = attributes.get("Body")
     if kind == _QUESTION:
-        row |= {"title": attributes.get("Title", ""), "tags": attributes.get("Tags", "")}
+        row |= {"title": attributes.get("Title"), "tags": attributes.get("Tags", "")}
     try:
         spill.add(question, orjson.dumps(row))
     except orjson.JSONEncodeError:
@@ -257,16 +260,22 @@ def _join_range(path: Path) -> Iterator[Row]:
                 continue
             if row["Id"] in questions:
                 twice.append(
-                    BrokenRow(row["Id"], f"The question's Id {row['Id']} stands in the file twice.", row["title"])
+                    BrokenRow(row["Id"], f"The question's Id {row['Id']} stands in the file twice.", row["title"] or "")
                 )
             else:
                 questions[row["Id"]] = row
     best: dict[int, dict[str, Any]] = {}
+    orphans: list[BrokenRow] = []
     with path.open("rb") as stream:
         for line in stream:
             row = orjson.loads(line)
+            if row["kind"] != _ANSWER:
+                continue
             question = questions.get(row["question"])
-            if row["kind"] != _ANSWER or question is None:
+            if question is None:
+                orphans.append(
+                    BrokenRow(row["Id"], f"The question {row['question']} of this answer is not in the file.")
+                )
                 continue
             known = best.get(row["question"])
             if known is None or _rank(row, question) < _rank(known, question):
@@ -275,6 +284,7 @@ def _join_range(path: Path) -> Iterator[Row]:
     for number in sorted(questions):
         yield _make_row(questions[number], best.get(number))
     yield from twice
+    yield from orphans
 
 
 def _rank(answer: dict[str, Any], question: dict[str, Any]) -> tuple[int, bool, int]:
