@@ -1,7 +1,7 @@
-"""Base models: where their files come from, whether they may be used, and how they are loaded.
+"""Base models: whether a folder may be used as one, and how it is loaded.
 
-Only safetensors are read and no code from a model's folder is ever run. What is done with a loaded model (adapters,
-training, serving) is left to others.
+Only safetensors are read and no code from a model's folder is ever run. How files get here is `fetching`'s business; what is
+done with a loaded model (adapters, training, serving) is left to others.
 
 Precision: with `quantization="nf4"` linear layers are held in NF4 with double quantisation and computed in bfloat16, the rest
 (embeddings, norms, output head) in bfloat16 (QLoRA, arXiv:2305.14314). Unquantised bases are held in bfloat16, on a CPU
@@ -9,10 +9,8 @@ without bfloat16 instructions in float32.
 """
 
 import hashlib
-import json
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,18 +25,12 @@ from transformers import (
 
 from llamero import storage
 from llamero.model import attention as document_attention
-from llamero.model import templates
+from llamero.model import fetching, templates
 from llamero.model.errors import ModelError as ModelError
+from llamero.model.fetching import OnProgress, missing_weights, read_json
 from llamero.spec.job import BaseModelRef
-from llamero.spec.progress import Progress
-
-OnProgress = Callable[[Progress], None]
-
-BASE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What is fetched of a base: weights as safetensors, configs, tokenizer files. Pickled weights and code are not."""
 
 _DIGESTED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-_HUB = "https://huggingface.co"
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,11 +43,11 @@ def resolve_base(
     no safetensors, code of its own.
     """
     if ref.name:
-        folder = _resolve_hub(ref.name, ref.revision, cache, token, on_progress)
+        folder = fetching.fetch_from_hub(ref.name, ref.revision, cache, token, on_progress)
     elif ref.uri and storage.is_local(ref.uri):
         folder = storage.local_path(ref.uri)
     else:
-        folder = _resolve_remote(str(ref.uri), cache, token)
+        folder = fetching.fetch_from_store(str(ref.uri), cache, token)
     check_base(folder)
     return folder
 
@@ -64,18 +56,18 @@ def check_base(folder: Path) -> None:
     """Refuse a folder that holds no loadable base. Raises ModelError."""
     if not folder.is_dir():
         raise ModelError(f"The base model's folder {folder} does not exist.")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise ModelError(f"{folder} is no model folder: config.json is missing.")
     for name in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in (_read_json(folder / name) or {}):
+        if "auto_map" in (read_json(folder / name) or {}):
             raise ModelError(
                 f"{folder / name} has an auto_map, which names code of the model's own; llamero never runs such code. Use a base that "
                 "transformers loads by itself."
             )
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise ModelError(f"{folder} has no tokenizer: tokenizer.json is missing.")
-    missing = _missing_weights(folder)
+    missing = missing_weights(folder)
     if missing:
         raise ModelError(f"{folder} has no complete safetensors weights: {missing}.")
     if "quantization_config" in config:
@@ -215,147 +207,6 @@ def _plain_linear(layer: Any, dtype: torch.dtype | None) -> torch.nn.Linear:
     if layer.bias is not None:
         plain.bias = torch.nn.Parameter(layer.bias.data.to(compute).to(dtype or compute), requires_grad=False)
     return plain.train(layer.training)
-
-
-def _resolve_hub(
-    name: str, revision: str | None, cache: Path, token: str | None, on_progress: OnProgress | None
-) -> Path:
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    endpoint = os.environ.get("HF_ENDPOINT", _HUB).rstrip("/")
-    api = HfApi(endpoint=endpoint, token=token)
-    caches = (Path(constants.HF_HUB_CACHE), cache / "hub")
-    for place in caches:
-        try:
-            found = Path(
-                api.snapshot_download(
-                    name, revision=revision, cache_dir=place, local_files_only=True, allow_patterns=list(BASE_FILES)
-                )
-            )
-        except (LocalEntryNotFoundError, FileNotFoundError):
-            continue
-        if (found / "config.json").is_file() and not _missing_weights(found):
-            return found
-    pinned = f"{name}@{revision}"
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise ModelError(
-            f"{pinned} is not in the local cache ({caches[0]}) and HF_HUB_OFFLINE is set: fetch it beforehand with `hf download {name} "
-            f"--revision {revision}`, or name a local folder by baseModel.uri."
-        )
-    page = f"{endpoint}/{name}"
-    try:
-        return Path(
-            api.snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=caches[1],
-                allow_patterns=list(BASE_FILES),
-                tqdm_class=_progress_bar(name, on_progress),
-            )
-        )
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{name} asks for its licence to be accepted (HTTP {error.response.status_code}): accept it at {page} and give a token of that "
-            "account by baseModel.secretRef."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{name} has no revision {revision} (HTTP 404): take a commit from {page}/commits/main."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{name} does not exist or is private (HTTP {error.response.status_code}): check the name at {page}; a private or gated model "
-            "needs its licence accepted there and a token by baseModel.secretRef."
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise ModelError(
-                f"{name} may not be read with this token (HTTP {status}): see its licence page {page} and baseModel.secretRef."
-            ) from error
-        raise ModelError(f"{pinned} can't be fetched from {endpoint} (HTTP {status}): try again later.") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ModelError(
-            f"{pinned} is not in the local cache and {endpoint} can't be reached: {type(error).__name__}. Check the network or HF_ENDPOINT, "
-            "or name a local folder by baseModel.uri."
-        ) from error
-
-
-def _progress_bar(name: str, on_progress: OnProgress | None) -> type | None:
-    """A bar in the hub's form that reports the bytes fetched instead of drawing."""
-    if on_progress is None:
-        return None
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    report = on_progress
-
-    class Reported(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            kwargs["disable"] = False
-            kwargs["file"] = open(os.devnull, "w")  # noqa: SIM115, PTH123 - lives as long as the bar
-            super().__init__(*args, **kwargs)
-
-        def update(self, n: float | None = 1) -> bool | None:
-            shown = super().update(n)
-            unit = str(self.unit)
-            report(Progress("Preparing", f"fetch {name}", float(self.n), self.total, unit))
-            return shown
-
-        def close(self) -> None:
-            super().close()
-            self.fp.close()
-
-    return Reported
-
-
-def _resolve_remote(uri: str, cache: Path, token: str | None) -> Path:
-    """A base in an object store, kept in the cache by the digest of its file list, so that changed files are fetched anew."""
-    try:
-        listed = [f for f in storage.list_files(uri, token) if Path(f).match("*.*")]
-        wanted = [f for f in listed if any(Path(f).match(p) for p in BASE_FILES)]
-        tag = hashlib.sha256("".join(f"{f} {storage.fingerprint_uri(f, token)}\n" for f in wanted).encode()).hexdigest()
-        folder = cache / "bases" / tag[:32]
-        done = folder / ".complete"
-        if not done.is_file():
-            storage.download_folder(uri, folder, BASE_FILES, token)
-            done.touch()
-    except storage.StorageError as error:
-        raise ModelError(f"The base model can't be fetched: {error}") from error
-    return folder
-
-
-def _missing_weights(folder: Path) -> str | None:
-    """What is missing of the safetensors, in words; None where all are there."""
-    index = _read_json(folder / "model.safetensors.index.json")
-    if index is not None:
-        names = sorted(set(index.get("weight_map", {}).values()))
-        absent = [n for n in names if not (folder / n).is_file()]
-        return f"{', '.join(absent[:3])} of {len(names)} files not found" if absent or not names else None
-    if (folder / "model.safetensors").is_file():
-        return None
-    pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
-    if pickled:
-        return f"only pickled weights ({pickled[0]}), which can hold code; convert them to safetensors"
-    return "model.safetensors not found"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _digest_file(path: Path) -> str:
