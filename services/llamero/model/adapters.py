@@ -40,12 +40,17 @@ _INITIAL = "_llamero_initial_adapter"
 
 
 def build_lora_config(
-    spec: LoraSpec, method: Method, token_indices: list[int] | dict[str, list[int]] | None = None
+    spec: LoraSpec,
+    method: Method,
+    token_indices: list[int] | dict[str, list[int]] | None = None,
+    linear_modules: list[str] | None = None,
 ) -> LoraConfig:
     """PEFT's configuration of a job's adapter; `token_indices` are the new tokens' ids, or those by layer.
 
-    By default all linear layers but the output head get an adapter. Raises ModelError for PiSSA where it can't be exported.
+    By default all linear layers but the output head get an adapter; `linear_modules` are their names, which PEFT wants spelt out where
+    only some layers get one. Raises ModelError for PiSSA where it can't be exported.
     """
+    targets: list[str] | str = linear_modules if linear_modules and spec.layers else "all-linear"
     if spec.init == "pissa" and method != "lora":
         raise ModelError("training.lora.init pissa needs the weights in full: use training.method lora, or init eva.")
     if spec.init == "pissa" and spec.use_dora:
@@ -63,7 +68,7 @@ def build_lora_config(
         lora_dropout=spec.dropout,
         use_rslora=spec.rslora,
         use_dora=spec.use_dora,
-        target_modules=list(spec.target_modules) if spec.target_modules else "all-linear",
+        target_modules=list(spec.target_modules) if spec.target_modules else targets,
         layers_to_transform=list(spec.layers) if spec.layers else None,
         rank_pattern=dict(spec.rank_pattern),
         alpha_pattern={k: _as_number(v) for k, v in spec.alpha_pattern.items()},
@@ -96,7 +101,8 @@ def attach_adapter(
         model = load_adapter(base, init_from, trainable=True)
         _refuse_other_shape(model.peft_config["default"], spec, init_from)
         return _finish(model)
-    config = build_lora_config(spec, method, _token_layers(base, token_ids))
+    _refuse_missing_layers(base, spec)
+    config = build_lora_config(spec, method, _token_layers(base, token_ids), _linear_modules(base))
     if spec.init == "pissa":
         base.float()
     try:
@@ -216,6 +222,20 @@ def _new_token_ids(spec: LoraSpec, tokenizer: PreTrainedTokenizerBase | None) ->
     if len(set(ids)) < len(ids) or None in ids:
         raise ModelError("training.lora.newTokens has tokens that are not in the tokenizer.")
     return sorted(ids)
+
+
+def _linear_modules(base: PreTrainedModel) -> list[str]:
+    """Names of the linear layers inside blocks, such as q_proj; the output head is not among them."""
+    head = base.get_output_embeddings()
+    linear = [name for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def _refuse_missing_layers(base: PreTrainedModel, spec: LoraSpec) -> None:
+    count = int(base.config.get_text_config().num_hidden_layers)
+    missing = [layer for layer in spec.layers or () if not 0 <= layer < count]
+    if missing:
+        raise ModelError(f"training.lora.layers names layer {missing[0]}, and this base has layers 0 to {count - 1}.")
 
 
 def _token_layers(base: PreTrainedModel, token_ids: list[int]) -> dict[str, list[int]] | None:
