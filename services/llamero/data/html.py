@@ -58,8 +58,9 @@ _LANGUAGE_CLASS = re.compile(r"(?:^|[\s!])lang(?:uage)?-([\w+#.-]+)")
 _NOT_LANGUAGES = frozenset({"none", "default", "text", "plaintext", "prettyprint", "undefined"})
 _BACKTICKS = re.compile(r"`+")
 _BREAK = "\v"  # a line break, and with the source's own line end after it still one
-_BREAK_EDGES = re.compile(r"[ \t\r\f]*\v[ \t\r\f]*\n?")
-_LINE_EDGES = re.compile(r"[ \t\r\f]*\n[ \t\r\f]*")
+# The lookbehinds keep long runs of blanks from being tried from each of their places.
+_BREAK_EDGES = re.compile(r"(?<![ \t\r\f])[ \t\r\f]*+\v[ \t\r\f]*+\n?")
+_LINE_EDGES = re.compile(r"(?<![ \t\r\f])[ \t\r\f]*+\n[ \t\r\f]*+")
 
 MAX_DEPTH = 80
 """Elements nested deeper are taken as their text: real pages stay below, hostile ones would exhaust the stack."""
@@ -107,7 +108,7 @@ def convert_html(html: str) -> str:
     """The HTML as Markdown. Any text goes; entities are unescaped once, and text outside tags is kept as it stands."""
     if "<" not in html and "&" not in html:
         return html.strip()
-    parser = LexborHTMLParser(_STRAY.sub("&lt;", html))
+    parser = LexborHTMLParser("<body>" + _STRAY.sub("&lt;", html))
     body = parser.body
     if body is None:
         return ""
@@ -405,7 +406,7 @@ _BLOCK_RENDERERS: dict[str, Callable[[LexborNode, int], list[str]]] = {
 
 
 # What the page of a chat leaves in copied text: the bar over a code block, the button that copies it, the pager of answers.
-_CODE_BAR = re.compile(r"```[ \t]*([\w+#.-]*?)[ \t]*Copy code[ \t]*\n?")
+_CODE_BAR = re.compile(r"```[ \t]*+([\w+#.-]*?)[ \t]*Copy code[ \t]*\n?")
 _COPY_LINE = re.compile(r"^[ \t]*(?:Copy code|Copied!)[ \t]*\n", re.MULTILINE)
 _PAGER = re.compile(r"\A\s*\d{1,3} / \d{1,3}[ \t]*(?:\n|\Z)|(?:\A|\n)[ \t]*\d{1,3} / \d{1,3}\s*\Z")
 

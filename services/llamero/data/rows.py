@@ -154,7 +154,7 @@ def _peek(reader: BlockReader) -> tuple[bytes, Iterator[bytes]]:
 
 
 def _is_one_line_each(head: bytes) -> bool:
-    """Whether JSON text is JSONL: no array, and the first lines hold a whole value each (one that does is enough)."""
+    """Whether JSON text is JSONL: no array, and the first lines hold a whole object each (one that does, unindented, is enough)."""
     text = head.lstrip(_BLANK)
     if text.startswith(b"["):
         return False
@@ -163,7 +163,7 @@ def _is_one_line_each(head: bytes) -> bool:
     lines = text.split(b"\n")
     if len(lines) == 1:
         return True
-    return any(_is_json_object(line) for line in lines[:50])
+    return any(line.startswith(b"{") and _is_json_object(line) for line in lines[:50])
 
 
 def _is_json_object(line: bytes) -> bool:
@@ -185,7 +185,7 @@ def _split_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
             yield number, None if carried + len(lines[0]) > MAX_ROW_BYTES else b"".join([*carry, lines[0]])
             for line in lines[1:-1]:
                 number += 1
-                yield number, line
+                yield number, None if len(line) > MAX_ROW_BYTES else line
             carry, carried = [], 0
         carried += len(lines[-1])
         if carried <= MAX_ROW_BYTES:
