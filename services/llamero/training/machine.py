@@ -1,7 +1,9 @@
 """What this machine offers a training: device, threads, memory, and from them how much goes through the model at once."""
 
+import ctypes
 import os
 import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -62,6 +64,19 @@ def choose_bin_tokens(wanted: int | None, device: str, sequence_length: int, par
 def choose_threads(wanted: int | None, parameters: int, bin_tokens: int) -> int:
     """torch threads for a CPU training."""
     return wanted or count_cores()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one: fetching large blocks from the kernel each time costs a CPU training 5-8%."""
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+    except (OSError, AttributeError):
+        return  # another C library, which has ways of its own
 
 
 def peak_memory_bytes(device: str) -> int:

@@ -34,6 +34,7 @@ from llamero.training.machine import (
     choose_bin_tokens,
     choose_device,
     choose_threads,
+    keep_freed_memory,
     peak_memory_bytes,
 )
 from llamero.training.optimizer import build_optimizer, build_scheduler
@@ -78,6 +79,7 @@ def train(config: TrainingConfig, interruption: Interruption, reporter: Reporter
     parameters = base.num_parameters()
     bin_tokens = choose_bin_tokens(config.micro_batch_tokens, device, spec.sequence_length, parameters)
     if device == "cpu":
+        keep_freed_memory()
         torch.set_num_threads(choose_threads(config.threads, parameters, bin_tokens))
 
     reporter.say("self-test")

@@ -54,5 +54,6 @@ class Reporter:
         try:
             self._stream.write(progress.to_line() + "\n")
             self._stream.flush()
-        except (BrokenPipeError, ValueError):
-            self._stream = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it lives as long as the process
+        except BrokenPipeError:
+            # The stream itself goes on, into nothing: its flush at the process's end would otherwise change the exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +76,13 @@ class Training:
         self.output, _ = process.communicate(timeout=300)
         return process.returncode
 
-    def run_until(self, step: int, number: signal.Signals) -> int:
-        """Start, send the signal once progress tells of `step`, and wait for the end; the exit code."""
+    def run_until(self, step: int, number: signal.Signals, checkpoints: int = 0) -> int:
+        """Start, send the signal once progress tells of `step` and so many checkpoints are there, and wait; the exit code."""
         process = self.start()
         assert process.stdout is not None
         for line in process.stdout:
-            if (json.loads(line).get("values") or {}).get("step", 0) >= step:
+            told = (json.loads(line).get("values") or {}).get("step", 0)
+            if told >= step and len(list(self.checkpoints.glob("step-*/manifest.json"))) >= checkpoints:
                 process.send_signal(number)
                 break
         process.stdout.read()
@@ -107,18 +107,16 @@ class Training:
         return sorted(p.name for p in self.checkpoints.glob("step-*"))
 
 
-@pytest.fixture
-def training(
-    tmp_path: Path, random_base: Path, train_tokens: Path, evaluation_tokens: Path
-) -> Callable[..., Training]:
-    """Makes a training in a folder of its own: `training(spec={…}, name="a", **other fields)`."""
+@pytest.fixture(scope="session")
+def make_training(random_base: Path, train_tokens: Path, evaluation_tokens: Path) -> Callable[..., Training]:
+    """Makes a training in a folder: `make_training(folder, spec={…}, **other fields)`."""
 
-    def make(name: str = "run", spec: dict[str, Any] | None = None, **fields: Any) -> Training:
-        folder = tmp_path / name
+    def make(folder: Path, spec: dict[str, Any] | None = None, **fields: Any) -> Training:
         folder.mkdir(exist_ok=True)
+        defaults = {"epochs": 2, "batchSize": 4, "sequenceLength": 64, "learningRate": 1e-3, "lora": {"rank": 4}}
         config = {
             "base": str(random_base),
-            "spec": {"epochs": 2, "batchSize": 4, "sequenceLength": 64, "learningRate": 1e-3, "lora": {"rank": 4}} | (spec or {}),
+            "spec": defaults | (spec or {}),
             "trainTokens": [str(train_tokens)],
             "evaluationTokens": [str(evaluation_tokens)],
             "checkpoints": str(folder / "checkpoints"),
@@ -134,3 +132,9 @@ def training(
         return Training(folder, config | fields)
 
     return make
+
+
+@pytest.fixture
+def training(tmp_path: Path, make_training: Callable[..., Training]) -> Callable[..., Training]:
+    """Makes a training in a folder of the test's own: `training(name, spec, **other fields)`."""
+    return lambda name="run", spec=None, **fields: make_training(tmp_path / name, spec, **fields)
