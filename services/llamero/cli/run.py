@@ -301,6 +301,7 @@ class _Runner:
             "adapterSha256": adapter.sha256,
             "method": self.spec.training.method,
             "template": self.spec.data.template,
+            "system": self.spec.data.system,
             "evaluationTokens": _parts(self.layout.data / "tokens" / "evaluation"),
             "evaluationRecords": _parts(self.layout.data / "evaluation"),
             "spec": {k: v for k, v in self.spec.evaluation.to_json_dict().items() if k != "gate"},
