@@ -164,4 +164,4 @@ def test_an_adapter_of_another_base_is_refused(copy: Path, random_base: Path) ->
 def test_damage_against_the_manifest_is_seen(copy: Path, random_base: Path) -> None:
     write_manifest(copy, base_digest(random_base))
     edit_weights(copy, lambda w: w.update({max(w): w[max(w)] + 1}))
-    assert "differs from its manifest" in check_adapter(copy, random_base, "cpu")[0]
+    assert "manifest" in check_adapter(copy, random_base, "cpu")[0]
