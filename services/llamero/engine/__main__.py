@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 
 from llamero.engine.requests import EngineError
@@ -31,5 +32,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # The generation thread is a daemon and may still be in a step: nothing is left to wait for.
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking torch's modules apart takes the interpreter a second or more, in which a supervisor would lose patience.
+    os._exit(code)

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 BASE_ALIAS = "tgi"  # TGI's name for the base in OpenAI's endpoints
 ENGINE = "cpu"
+MAX_FAULTS_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Catalog:
             raise EngineError(ErrorKind.ADAPTER_REFUSED, reason)
         faults = check_adapter(folder, self._folder, ENGINE)
         if faults:
-            raise EngineError(ErrorKind.ADAPTER_REFUSED, " ".join(faults))
+            raise EngineError(ErrorKind.ADAPTER_REFUSED, f"The adapter in {folder} is refused: {_shorten(faults)}")
         return _served(name, name, folder, base_tokenizer=self.base)
 
     async def unload(self, name: str) -> None:
@@ -138,6 +139,11 @@ def _served(name: str, adapter: str | None, folder: Path, base_tokenizer: Served
         stops |= {int(i) for i in stop_token_ids(tokenizer)}
     special = frozenset(int(i) for i in tokenizer.all_special_ids)
     return ServedModel(name, adapter, folder, tokenizer, frozenset(stops), special, created=int(time.time()))
+
+
+def _shorten(faults: Sequence[str]) -> str:
+    more = len(faults) - MAX_FAULTS_TOLD
+    return " ".join(faults[:MAX_FAULTS_TOLD]) + (f" And {more} more of the kind." if more > 0 else "")
 
 
 def _configured_stops(folder: Path, tokenizer: Any) -> list[int]:

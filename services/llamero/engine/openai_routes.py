@@ -90,7 +90,7 @@ class _Shape:
     def chunks(self, event: TokenEvent | Finished) -> Iterable[dict[str, Any]]:
         """The chunks of one event; with include_usage the last one has usage and no choices."""
         if isinstance(event, TokenEvent):
-            if not event.is_stop and (event.text or self._with_log_probs):
+            if event.text or (self._with_log_probs and not event.is_stop):
                 yield self._chunk(self.delta(event), None)
             return
         yield self._chunk(self.empty_delta(), FINISH_WORDS[event.reason])
@@ -127,7 +127,7 @@ class _ChatShape(_Shape):
         return [self._chunk({"delta": {"role": "assistant", "content": ""}}, None)]
 
     def delta(self, event: TokenEvent) -> dict[str, Any]:
-        return {"delta": {"content": event.text}} | self._log_probs([event])
+        return {"delta": {"content": event.text}} | self._log_probs([] if event.is_stop else [event])
 
     def empty_delta(self) -> dict[str, Any]:
         return {"delta": {}}
@@ -159,7 +159,7 @@ class _CompletionShape(_Shape):
         return [self._chunk({"text": self._echo}, None)] if self._echo else []
 
     def delta(self, event: TokenEvent) -> dict[str, Any]:
-        return {"text": event.text} | self._log_probs([event])
+        return {"text": event.text} | self._log_probs([] if event.is_stop else [event])
 
     def empty_delta(self) -> dict[str, Any]:
         return {"text": ""}

@@ -128,11 +128,14 @@ class _StreamRenderer:
             yield self._held | {"generated_text": self._prefix + event.text, "details": details}
             return
         self._index += 1
-        # A token's event carries the text that it made certain, so that the pieces put together are the answer.
-        text = token_text(self._model, event.score.id) if event.is_stop else event.text
+        # A token's event carries the text that it made certain, so that the pieces put together are the answer. At a stop
+        # token that is text held back until then, if any; then the event must not look like one to skip.
+        token = token_object(self._model, event.score, None if event.is_stop and not event.text else event.text)
+        if event.text:
+            token["special"] = False
         payload: dict[str, Any] = {
             "index": self._index,
-            "token": token_object(self._model, event.score, text),
+            "token": token,
             "generated_text": None,
             "details": None,
         }

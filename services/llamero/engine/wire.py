@@ -27,6 +27,14 @@ StopList = list[str]
 Body = TypeVar("Body", bound=WireModel)
 
 
+def check_stops(stops: list[str]) -> None:
+    """Raise ValueError on too many or too long stop strings."""
+    if len(stops) > MAX_STOP_STRINGS:
+        raise ValueError(f"`stop` may hold at most {MAX_STOP_STRINGS} strings, given: {len(stops)}")
+    if any(not s or len(s) > MAX_STOP_CHARACTERS for s in stops):
+        raise ValueError(f"each string in `stop` must have 1 to {MAX_STOP_CHARACTERS} characters")
+
+
 class GenerateParameters(WireModel):
     """TGI's `parameters`. What this engine has not (best_of, grammar, watermark, typical_p) is refused, never dropped."""
 
@@ -217,14 +225,6 @@ class UnloadBody(WireModel):
     """Body of /v1/unload_lora_adapter."""
 
     lora_name: str = Field(min_length=1, max_length=256)
-
-
-def check_stops(stops: list[str]) -> None:
-    """Raise ValueError on too many or too long stop strings."""
-    if len(stops) > MAX_STOP_STRINGS:
-        raise ValueError(f"`stop` may hold at most {MAX_STOP_STRINGS} strings, given: {len(stops)}")
-    if any(not s or len(s) > MAX_STOP_CHARACTERS for s in stops):
-        raise ValueError(f"each string in `stop` must have 1 to {MAX_STOP_CHARACTERS} characters")
 
 
 def parse_body(kind: type[Body], data: Any) -> Body:
