@@ -92,6 +92,7 @@ def list_files(uri: str, token: str | None = None) -> list[str]:
         return [uri]
     try:
         filesystem, path = url_to_fs(uri, **_filesystem_options(uri, token))
+        filesystem.invalidate_cache()  # fsspec keeps listings for the life of the process: a change would never be seen
         if any(c in path for c in "*?["):
             found = filesystem.glob(path)
         elif filesystem.isdir(path):
