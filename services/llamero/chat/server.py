@@ -80,8 +80,8 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return web.json_response(error.to_dict(), status=status, headers=error.headers())
     except web.HTTPRequestEntityTooLarge:
         status = TOO_LARGE.status
-        error = ChatError(TOO_LARGE, f"The body is larger than {MAX_BODY_BYTES} bytes.")
-        return web.json_response(error.to_dict(), status=status)
+        large = ChatError(TOO_LARGE, f"The body is larger than {MAX_BODY_BYTES} bytes.")
+        return web.json_response(large.to_dict(), status=status)
     except web.HTTPException as error:
         status = error.status
         if status < 400:

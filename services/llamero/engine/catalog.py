@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llamero.engine.generation import GenerationThread
 from llamero.engine.requests import EngineError, ErrorKind
@@ -24,7 +24,7 @@ from llamero.spec.records import Message
 log = logging.getLogger(__name__)
 
 BASE_ALIAS = "tgi"  # TGI's name for the base in OpenAI's endpoints
-ENGINE = "cpu"
+ENGINE: Literal["cpu"] = "cpu"
 MAX_FAULTS_TOLD = 3
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 
 GATHERED_BYTES = 256 << 20  # above this the rows' matrices are not copied together, and adapters are looped over
 REMEMBERED_PLANS = 64
@@ -98,6 +98,8 @@ class AdapterMixer:
             is_ours = isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
             if is_ours and "forward" not in module.__dict__:
                 module.forward = partial(self._forward, module, module.forward)
+            if isinstance(module, TrainableTokensWrapper) and "adapter_state_dict_load_map" not in module.__dict__:
+                module.adapter_state_dict_load_map = partial(_own_map, module, module.adapter_state_dict_load_map)
 
     def mix(self, adapters: Sequence[str | None]) -> None:
         """From now on row i of a batch goes through adapter i (None: the base)."""
@@ -149,6 +151,11 @@ def _add(update: _Update, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor
         change = (((part.to(a.dtype) @ a) * scaling) @ b).to(result.dtype)
         result = result + change if rows is None else result.index_add(0, rows, change)
     return result
+
+
+def _own_map(module: Any, original: Any, name: str) -> dict[str, str]:
+    """Where trained tokens are loaded to; nowhere for an adapter without any (PEFT 0.21 looks for them and fails)."""
+    return original(name) if name in module._adapters else {}
 
 
 def _holds(module: Any, name: str) -> bool:

@@ -212,3 +212,53 @@ async def test_the_pieces_of_a_stream_are_the_whole_text(thread: GenerationThrea
     for prompt in make_prompts(10):
         pieces, text = await collect_text(thread.submit(ask(tokenizer, "narrow", prompt, 40)).events())
         assert pieces == text
+
+
+@pytest.fixture(scope="module")
+def adapter_with_new_tokens(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that adds two tokens to the vocabulary and says little else."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("new-tokens")
+    torch.manual_seed(9)
+    base = AutoModelForCausalLM.from_pretrained(random_base, dtype=torch.float32)
+    base.resize_token_embeddings(386)
+    config = LoraConfig(
+        r=4,
+        task_type="CAUSAL_LM",
+        target_modules=["q_proj", "v_proj"],
+        init_lora_weights=False,
+        trainable_token_indices={"embed_tokens": [384, 385], "lm_head": [384, 385]},
+    )
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data += 0.5 * torch.randn_like(parameter)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+async def test_tokens_that_an_adapter_adds_are_its_own_alone(
+    random_base: Path,
+    adapters: dict[str, Path],
+    adapter_with_new_tokens: Path,
+    tokenizer: Any,
+    alone: Callable[..., list[int]],
+) -> None:
+    runner = ModelRunner(load_base(random_base, quantization=None, device="cpu", training=False, dtype=torch.float32))
+    thread = GenerationThread(runner, GenerationLimits(), EngineMetrics())
+    thread.start()
+    for name, folder in [
+        ("plain-a", adapters["plain-a"]),
+        ("newer", adapter_with_new_tokens),
+        ("plain-b", adapters["plain-b"]),
+    ]:
+        await asyncio.wrap_future(thread.load(name, folder))
+    assert runner.lane_of("newer").alone == "newer"
+    jobs = [(a, p) for a in ("plain-a", "plain-b", None) for p in make_prompts(11)]
+    newer = [answer(thread, ask(tokenizer, "newer", p, 30)) for p in make_prompts(12)]
+    answers = await asyncio.gather(*(answer(thread, ask(tokenizer, a, p, 30)) for a, p in jobs), *newer)
+    assert [ids for ids, _ in answers[: len(jobs)]] == [alone(a, p, 30) for a, p in jobs]
+    assert any(max(ids) >= 384 for ids, _ in answers[len(jobs) :]), "the adapter's own tokens must come up here"
+    thread.stop()
