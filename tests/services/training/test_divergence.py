@@ -13,7 +13,7 @@ HOPELESS = 3 * math.log(VOCABULARY)
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_ends_it_at_once(loss: float) -> None:
-    with pytest.raises(Diverged, match="loss became .* at step 4"):
+    with pytest.raises(Diverged, match=r"loss became .* at step 4"):
         DivergenceGuard(VOCABULARY).check(4, loss)
 
 
