@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 
+from transformers.utils.logging import disable_progress_bar
+
 from llamero.engine.requests import EngineError
 from llamero.engine.runner import UnsupportedModel
 from llamero.engine.server import serve
@@ -20,6 +22,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for noisy in ("transformers", "httpx", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    disable_progress_bar()
     settings = parse_settings(sys.argv[1:])
     try:
         asyncio.run(serve(settings))

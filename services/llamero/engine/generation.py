@@ -129,6 +129,8 @@ class GenerationThread:
 
     def trouble(self) -> str | None:
         """Why the thread can't serve, as a sentence; None where all is well."""
+        if self._closing:
+            return "The engine is shutting down."
         if not self._thread.is_alive():
             return "The generation thread has ended."
         age = self._clock() - self._beat
