@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from llamero.data.prepare import plan_data, prepare_data
 from llamero.spec.job import FineTuneJobSpec
 from llamero.spec.progress import Progress
 from llamero.spec.results import DataResult
+
+# A busy machine is slow, not wrong.
+settings.register_profile("data", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("data")
 
 
 @dataclass(frozen=True)

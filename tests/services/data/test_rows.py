@@ -113,7 +113,7 @@ def test_a_truncated_compressed_file_gives_its_beginning_and_one_broken_row(tmp_
     import random
 
     noise = random.Random(0)
-    lines = [b'{"a": %d, "b": "%x"}\n' % (i, noise.getrandbits(4000)) for i in range(6000)]
+    lines = [b'{"a": %d, "b": "%x"}\n' % (i, noise.getrandbits(4000)) for i in range(3000)]
     path = tmp_path / f"rows.jsonl.{suffix}"
     packed = pack(b"".join(lines))
     path.write_bytes(packed[: len(packed) * 2 // 3])
