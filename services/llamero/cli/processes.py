@@ -23,6 +23,13 @@ GRACE_SECONDS = 60.0
 KILL_GRACE_SECONDS = 5.0
 POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
+PROCESS_ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Threads that spin while they wait take the other processes' time on a machine of few cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""What the processes started here get where the environment does not say otherwise."""
 
 
 class Interrupted(Exception):
@@ -70,7 +77,7 @@ def start_process(
             errors="replace",
             start_new_session=True,
             preexec_fn=lambda: _die_with_parent(parent),
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", **(environment or {})},
+            env={**PROCESS_ENVIRONMENT, **os.environ, **(environment or {})},
         )
 
 
