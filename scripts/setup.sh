@@ -60,9 +60,7 @@ print("\n".join(sorted({*project["dependencies"], *(r for extra in project["opti
     site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     # Path files rather than an editable install: nothing to build, and the packages of all checkouts share one cache.
     printf '%s\n' "$repo/operator" "$repo/services" "$("$dependencies/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" > "$site/llamero.pth"
-    for tool in ruff mypy lint-imports pytest py-spy; do
-      [ -e "$dependencies/bin/$tool" ] && ln -sf "$dependencies/bin/$tool" ".venv/bin/$tool"
-    done
+    ln -sf "$dependencies/bin/ruff" .venv/bin/ruff
     for tool in mypy lint-imports pytest; do  # scripts, whose first line would name the other interpreter
       sed "1s|.*|#!$repo/.venv/bin/python|" "$dependencies/bin/$tool" > ".venv/bin/$tool.new"
       chmod +x ".venv/bin/$tool.new" && mv -f ".venv/bin/$tool.new" ".venv/bin/$tool"

@@ -168,11 +168,17 @@ class _Runner:
         return states
 
     def save(
-        self, phase: Phase | None = None, reason: str = "", finished: tuple[Phase, PhaseRecord] | None = None
+        self,
+        phase: Phase | None = None,
+        reason: str = "",
+        worked: tuple[Phase, PhaseRecord] | None = None,
+        finished: tuple[Phase, PhaseRecord] | None = None,
     ) -> None:
         update: dict[str, object] = {"reason": reason}
         if phase is not None:
             update["phase"] = phase
+        if worked is not None:
+            update["worked"] = {**self.state.worked, worked[0]: worked[1]}
         if finished is not None:
             update["finished"] = {**self.state.finished, finished[0]: finished[1]}
         self.state = self.state.model_copy(update=update)
@@ -182,10 +188,23 @@ class _Runner:
         record = self.state.finished.get(phase)
         return record is not None and record.digest == digest
 
-    def finish(self, phase: Phase, digest: str, started: float) -> None:
-        earlier = self.state.finished.get(phase)
+    @contextmanager
+    def work(self, phase: Phase, digest: str) -> Iterator[None]:
+        """A phase at work: its seconds are kept however it ends, and it counts as finished when it ends well."""
+        earlier = self.state.worked.get(phase)
         before = earlier.seconds if earlier and earlier.digest == digest else 0.0
-        self.save(finished=(phase, PhaseRecord(digest=digest, seconds=round(before + time.monotonic() - started, 3))))
+        self.save(phase)
+        started = time.monotonic()
+
+        def record() -> PhaseRecord:
+            return PhaseRecord(digest=digest, seconds=round(before + time.monotonic() - started, 3))
+
+        try:
+            yield
+        except BaseException:
+            self.save(worked=(phase, record()))
+            raise
+        self.save(worked=(phase, record()), finished=(phase, record()))
 
     def reuse(self, phase: Phase, what: str) -> None:
         self.reused.append(phase)
@@ -201,16 +220,20 @@ class _Runner:
             if result is not None and find_damage(self.layout.data, result.files, read_content=False) is None:
                 self.reuse(Phase.PREPARING, f"{result.kept:,} records")
                 return result
-        self.save(Phase.PREPARING)
-        started = time.monotonic()
         workers = min(self.spec.data.workers, os.cpu_count() or 1)
-        try:
-            result = prepare_data(
-                self.spec, self.plan, base_folder, self.layout.data, self.layout.shard_cache, self.display.show, workers
-            )
-        except DataError as error:
-            raise RunError(str(error), ExitCode.DATA_ERROR) from error
-        self.finish(Phase.PREPARING, self.plan.digest, started)
+        with self.work(Phase.PREPARING, self.plan.digest):
+            try:
+                result = prepare_data(
+                    self.spec,
+                    self.plan,
+                    base_folder,
+                    self.layout.data,
+                    self.layout.shard_cache,
+                    self.display.show,
+                    workers,
+                )
+            except DataError as error:
+                raise RunError(str(error), ExitCode.DATA_ERROR) from error
         if result.reused_shards:
             self.display.say(f"{Phase.PREPARING}: reused {result.reused_shards} of {result.shards} shards (unchanged)")
         return result
@@ -220,8 +243,6 @@ class _Runner:
         if self.is_finished(Phase.TRAINING, digest) and (found := self._read_training()) is not None:
             self.reuse(Phase.TRAINING, f"the adapter of {found[0].steps:,} steps")
             return found
-        self.save(Phase.TRAINING)
-        started = time.monotonic()
         attempts = Attempts(micro_batch_tokens=_read_micro_batch(self.layout))
         config_path = self.layout.checkpoints / "config.json"
         init_adapter = self._find_initial_adapter()
@@ -231,14 +252,14 @@ class _Runner:
             config = self._training_config(base_folder, base_digest, data, init_adapter, bins)
             write_atomically(config_path, json.dumps(config, indent=2))
 
-        self._run_attempts("llamero.training", Phase.TRAINING, config_path, attempts, start)
-        found = self._read_training()
-        if found is None:
-            raise RunError(
-                f"The training ended without an adapter that matches its manifest: see {self._log(Phase.TRAINING)}.",
-                ExitCode.TRAINING_FAILED,
-            )
-        self.finish(Phase.TRAINING, digest, started)
+        with self.work(Phase.TRAINING, digest):
+            self._run_attempts("llamero.training", Phase.TRAINING, config_path, attempts, start)
+            found = self._read_training()
+            if found is None:
+                raise RunError(
+                    f"The training ended without an adapter that matches its manifest: see {self._log(Phase.TRAINING)}.",
+                    ExitCode.TRAINING_FAILED,
+                )
         return found
 
     def _training_config(
@@ -314,17 +335,14 @@ class _Runner:
             if result is not None:
                 self.reuse(Phase.EVALUATING, f"the figures of {result.records:,} held-out records")
                 return result
-        self.save(Phase.EVALUATING)
-        started = time.monotonic()
         config_path = self.layout.evaluation / "config.json"
         write_atomically(config_path, json.dumps(config, indent=2))
-        self._run_attempts("llamero.evaluation", Phase.EVALUATING, config_path, Attempts(), lambda attempts: None)
-        result = _read(EvaluationResult, self.layout.evaluation / "result.json")
-        if result is None:
-            raise RunError(
-                f"The evaluation ended without figures: see {self._log(Phase.EVALUATING)}.", ExitCode.TRAINING_FAILED
-            )
-        self.finish(Phase.EVALUATING, digest, started)
+        with self.work(Phase.EVALUATING, digest):
+            self._run_attempts("llamero.evaluation", Phase.EVALUATING, config_path, Attempts(), lambda attempts: None)
+            result = _read(EvaluationResult, self.layout.evaluation / "result.json")
+            if result is None:
+                message = f"The evaluation ended without figures: see {self._log(Phase.EVALUATING)}."
+                raise RunError(message, ExitCode.TRAINING_FAILED)
         return result
 
     def judge(

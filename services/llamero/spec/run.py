@@ -18,7 +18,7 @@ class Phase(StrEnum):
 
 
 class PhaseRecord(ResultModel):
-    """A finished phase: the digest of what went into it, and its seconds over all attempts."""
+    """A phase's work so far: the digest of what goes into it, and its seconds over all starts."""
 
     digest: str
     seconds: float
@@ -32,4 +32,5 @@ class RunState(ResultModel):
     digest: str
     phase: Phase = Phase.PENDING
     reason: str = ""
-    finished: dict[Phase, PhaseRecord] = Field(default_factory=dict)
+    worked: dict[Phase, PhaseRecord] = Field(default_factory=dict, description="Phases that were begun.")
+    finished: dict[Phase, PhaseRecord] = Field(default_factory=dict, description="Phases that are done.")
