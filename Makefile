@@ -22,7 +22,7 @@ demo: setup ## Take the quickstart from raw data to a chat page (ARGS=--no-serve
 .PHONY: test
 test: ## Set up everything and run all tests (ARGS passes options to pytest)
 	@scripts/setup.sh python browser
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: setup ## Format, lint, types, import contracts, generated files up to date
