@@ -51,7 +51,9 @@ def build_reference(schema: dict[str, Any]) -> str:
 
 def _build_row(name: str, field: dict[str, Any], is_required: bool, definitions: dict[str, Any]) -> str:
     # A description that repeats that of the part it names is left out of the schema: the part's own stands for it.
-    description = field.get("description") or next((definitions[r].get("description", "") for r in _find_references(field)), "")
+    description = field.get("description") or next(
+        (definitions[r].get("description", "") for r in _find_references(field)), ""
+    )
     if field.get("x-llamero-served-by") == "cluster":
         description += " *cluster*"
     default = "**required**" if is_required else _describe_default(field)
