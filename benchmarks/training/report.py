@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 BENCHMARK = "training"
@@ -15,14 +15,15 @@ MARKS = {"trainer_padded": 3.0, "trainer_grouped": 1.7, "trl_packed": 2.5, "llam
 
 @dataclass(frozen=True)
 class SideSummary:
-    """Medians over the repeats of one side. Rates in real tokens a second; `ratio` is llamero's rate over this side's."""
+    """Medians over the repeats of one side. Rates in real tokens a second; `mean_loss` over the measured steps, nats a target
+    token; a `ratio` is llamero's rate over this side's."""
 
     side: str
     repeats: int
     tokens_per_cpu_second: float
     tokens_per_wall_second: float
     target_tokens_per_cpu_second: float
-    last_loss: float | None
+    mean_loss: float | None
     peak_rss_bytes: int
     peak_device_bytes: int | None
     cpu_ratio: float | None
@@ -49,7 +50,7 @@ def summarise_sides(figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
 
 
 def summarise_side(side: str, rows: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> SideSummary:
-    losses = [sum(row["losses"][-5:]) / len(row["losses"][-5:]) for row in rows if row["losses"]]
+    losses = [mean(row["losses"][-row["steps"] :]) for row in rows if row["losses"]]
     device_peaks = [row["peak_device_bytes"] for row in rows if row["peak_device_bytes"] is not None]
     return SideSummary(
         side=side,
@@ -57,7 +58,7 @@ def summarise_side(side: str, rows: Sequence[Mapping[str, Any]], own: Sequence[M
         tokens_per_cpu_second=median(rate(row, "tokens", "cpu_seconds") for row in rows),
         tokens_per_wall_second=median(rate(row, "tokens", "wall_seconds") for row in rows),
         target_tokens_per_cpu_second=median(rate(row, "target_tokens", "cpu_seconds") for row in rows),
-        last_loss=median(losses) if losses else None,
+        mean_loss=median(losses) if losses else None,
         peak_rss_bytes=max(row["peak_rss_bytes"] for row in rows),
         peak_device_bytes=max(device_peaks) if device_peaks else None,
         cpu_ratio=paired_ratio(own, rows, "cpu_seconds"),
@@ -69,7 +70,7 @@ def summarise_side(side: str, rows: Sequence[Mapping[str, Any]], own: Sequence[M
 def render_table(summaries: Sequence[SideSummary]) -> str:
     """A Markdown table, so that it can go into RESULTS.md as it is."""
     lines = [
-        "| side | tokens / CPU-s | tokens / s | target tokens / CPU-s | last loss | peak RSS MiB | peak GPU MiB "
+        "| side | tokens / CPU-s | tokens / s | target tokens / CPU-s | mean loss | peak RSS MiB | peak GPU MiB "
         "| llamero ÷ side, CPU-s | llamero ÷ side, s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -79,7 +80,7 @@ def render_table(summaries: Sequence[SideSummary]) -> str:
             f"{row.tokens_per_cpu_second:,.0f}",
             f"{row.tokens_per_wall_second:,.0f}",
             f"{row.target_tokens_per_cpu_second:,.0f}",
-            "–" if row.last_loss is None else f"{row.last_loss:.3f}",
+            "–" if row.mean_loss is None else f"{row.mean_loss:.3f}",
             f"{row.peak_rss_bytes / 2**20:,.0f}",
             "–" if row.peak_device_bytes is None else f"{row.peak_device_bytes / 2**20:,.0f}",
             "–" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}",

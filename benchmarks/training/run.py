@@ -39,7 +39,9 @@ SIDES = {
     "llamafactory_packed": "llamafactory",
 }
 QUICK_SIDES = ("llamero_flattened", "trainer_padded")
-CURVE_BATCH_SIZES = (2, 8, 32)
+# The curve's points beside the marked one: how cost grows with the batch, and with the length of a row.
+CURVE_BATCH_SIZES = (2, 32)
+CURVE_SEQUENCE_LENGTHS = (512, 2048)
 SIDE_TIMEOUT_SECONDS = 3600
 
 
@@ -49,9 +51,14 @@ class Plan:
 
     sides: tuple[str, ...]
     batch_size: int
+    sequence_length: int
     steps: int
     warmup_steps: int
     repeats: int
+
+    @property
+    def examples(self) -> int:
+        return (self.steps + self.warmup_steps) * self.batch_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,24 +67,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     pythons = {name: find_python(name) for name in {SIDES[side] for side in options.sides}}
     plans = build_plans(options)
-    most_examples = max((plan.steps + plan.warmup_steps) * plan.batch_size for plan in plans)
-    inputs = prepare(options.model_size, folder, most_examples, options.sequence_length, options.seed)
-    print(describe(options, inputs), flush=True)
+    inputs = prepare_inputs(options, plans, folder)
+    print(describe(options, inputs[options.sequence_length]), flush=True)
 
     everything: list[dict[str, Any]] = []
     summaries_by_plan = []
     for plan in plans:
-        figures = measure_plan(options, plan, inputs, folder, pythons)
+        figures = measure_plan(options, plan, inputs[plan.sequence_length], folder, pythons)
         summaries = summarise_sides(figures)
         summaries_by_plan.append((plan, summaries))
         everything.append({"plan": asdict(plan), "figures": figures})
-        print(f"\nBatch {plan.batch_size}, {plan.steps} steps after {plan.warmup_steps}, {plan.repeats} repeats:\n")
-        print(render_table(summaries), flush=True)
+        print(f"\n{describe_plan(plan, inputs[plan.sequence_length])}\n\n{render_table(summaries)}", flush=True)
     if options.output:
         Path(options.output).write_text(json.dumps({"options": vars(options), "measured": everything}, indent=1))
 
     main_plan, main_summaries = summaries_by_plan[0]
-    is_marked = options.device == "cpu" and options.model_size == "tiny" and not options.quick
+    is_marked = (options.device, options.model_size, options.batch_size) == ("cpu", "tiny", 8) and not options.quick
     print(marks_line(judge(main_summaries, main_plan.sides) if is_marked else {}))
     failed = any(len(summaries) < len(plan.sides) for plan, summaries in summaries_by_plan)
     return 1 if failed else 0
@@ -99,7 +104,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="torch threads of every side")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="for all sides; by default for none")
-    parser.add_argument("--curve", action="store_true", help=f"also batch sizes {CURVE_BATCH_SIZES}, once each")
+    parser.add_argument("--curve", action="store_true", help="also other batch sizes and sequence lengths, once each")
     parser.add_argument("--quick", action="store_true", help="a short run of llamero and the padded Trainer")
     parser.add_argument(
         "--folder", default=str(environments.cache_folder() / "bench-training"), help="for inputs and logs"
@@ -118,17 +123,25 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_plans(options: argparse.Namespace) -> list[Plan]:
-    """The marked comparison first, then the curve's points, each over the same number of examples."""
-    plans = [Plan(options.sides, options.batch_size, options.steps, options.warmup_steps, options.repeats)]
+    """The marked comparison first, then the curve's points, each over about the same number of examples."""
+    sides, batch_size, length = options.sides, options.batch_size, options.sequence_length
+    plans = [Plan(sides, batch_size, length, options.steps, options.warmup_steps, options.repeats)]
     if not options.curve:
         return plans
-    examples = options.steps * options.batch_size
-    warmup = options.warmup_steps * options.batch_size
-    for batch_size in CURVE_BATCH_SIZES:
-        if batch_size != options.batch_size:
-            steps, warmup_steps = max(2, examples // batch_size), max(1, warmup // batch_size)
-            plans.append(Plan(options.sides, batch_size, steps, warmup_steps, 1))
-    return plans
+    for size in CURVE_BATCH_SIZES:
+        steps = max(2, options.steps * batch_size // size)
+        plans.append(Plan(sides, size, length, steps, max(1, options.warmup_steps * batch_size // size), 1))
+    for other in CURVE_SEQUENCE_LENGTHS:
+        plans.append(Plan(sides, batch_size, other, options.steps, options.warmup_steps, 1))
+    return [plans[0], *(plan for plan in plans[1:] if (plan.batch_size, plan.sequence_length) != (batch_size, length))]
+
+
+def prepare_inputs(options: argparse.Namespace, plans: Sequence[Plan], folder: Path) -> dict[int, Inputs]:
+    """The inputs by sequence length, with examples enough for the longest plan of that length."""
+    most: dict[int, int] = {}
+    for plan in plans:
+        most[plan.sequence_length] = max(plan.examples, most.get(plan.sequence_length, 0))
+    return {length: prepare(options.model_size, folder, count, length, options.seed) for length, count in most.items()}
 
 
 def find_python(environment: str) -> Path:
@@ -140,10 +153,10 @@ def measure_plan(
 ) -> dict[str, list[dict[str, Any]]]:
     """All rounds of a plan: every side once a round, so that a slow spell of the machine hits all alike."""
     figures: dict[str, list[dict[str, Any]]] = {side: [] for side in plan.sides}
-    data = take_examples(inputs.data, (plan.steps + plan.warmup_steps) * plan.batch_size)
+    data = take_examples(inputs.data, plan.examples)
     for number in range(plan.repeats):
         for side in plan.sides:
-            output = folder / "runs" / f"batch{plan.batch_size}-{side}-{number}"
+            output = folder / "runs" / f"batch{plan.batch_size}-length{plan.sequence_length}-{side}-{number}"
             job = build_job(options, plan, inputs, data, side, output)
             result = run_side(job, pythons[SIDES[side]], output)
             if result is not None:
@@ -174,7 +187,7 @@ def build_job(options: argparse.Namespace, plan: Plan, inputs: Inputs, data: Pat
         batch_size=plan.batch_size,
         steps=plan.steps,
         warmup_steps=plan.warmup_steps,
-        sequence_length=options.sequence_length,
+        sequence_length=plan.sequence_length,
         rank=options.rank,
         alpha=options.alpha,
         learning_rate=options.learning_rate,
@@ -229,11 +242,17 @@ def describe(options: argparse.Namespace, inputs: Inputs) -> str:
         [
             f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Machine: {processor_name()}, {os.cpu_count()} cores, load {load:.1f} at start, "
             f"{options.threads} thread(s) a side, device {options.device}{device_name(options.device)}.",
-            f"Model: {inputs.model_words}. Data: {inputs.data_words}, {inputs.mean_tokens:.0f} tokens on average, longest {inputs.longest_tokens}, "
-            f"sequence length {options.sequence_length}.",
+            f"Model: {inputs.model_words}. Data: {inputs.data_words}.",
             f"Recipe: QLoRA NF4, rank {options.rank}, alpha {options.alpha:g}, learning rate {options.learning_rate:g}, "
             f"gradient checkpointing {'on' if options.gradient_checkpointing else 'off'}.",
         ]
+    )
+
+
+def describe_plan(plan: Plan, inputs: Inputs) -> str:
+    return (
+        f"Batch {plan.batch_size}, sequence length {plan.sequence_length} (examples of {inputs.mean_tokens:.0f} tokens on average, "
+        f"the longest {inputs.longest_tokens}), {plan.steps} steps after {plan.warmup_steps}, rounds: {plan.repeats}"
     )
 
 

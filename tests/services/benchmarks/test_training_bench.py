@@ -37,6 +37,7 @@ def build_figures(tokens: int, cpu_seconds: float, **changes: Any) -> dict[str, 
         "target_tokens": tokens // 2,
         "cpu_seconds": cpu_seconds,
         "wall_seconds": cpu_seconds * 2,
+        "steps": 1,
         "losses": [2.0, 1.0],
         "peak_rss_bytes": 2**30,
         "peak_device_bytes": None,
@@ -140,12 +141,24 @@ def test_packed_sides_warm_up_for_the_same_share_of_the_data(bench: Path) -> Non
     assert measurement.bins_per_step(job, examples) == 2
 
 
-def test_each_side_of_the_table_has_its_file_and_each_peer_its_requirements(bench: Path) -> None:
-    sys.path.insert(0, str(bench))
-    try:
-        run = load_module(bench / "run.py")
-    finally:
-        sys.path.remove(str(bench))
+def test_the_curve_measures_other_sizes_once_over_as_many_examples(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(bench))
+    run = load_module(bench / "run.py")
+    plans = run.build_plans(run.parse_arguments(["--curve"]))
+    assert [(p.batch_size, p.sequence_length, p.repeats) for p in plans] == [
+        (8, 1024, 3), (2, 1024, 1), (32, 1024, 1), (8, 512, 1), (8, 2048, 1)
+    ]  # fmt: skip
+    assert all(abs(p.examples - plans[0].examples) <= 64 for p in plans)
+    assert len(run.build_plans(run.parse_arguments([]))) == 1
+
+
+def test_each_side_of_the_table_has_its_file_and_each_peer_its_requirements(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(bench))
+    run = load_module(bench / "run.py")
     for side, environment in run.SIDES.items():
         assert (bench / "sides" / f"{side}.py").is_file(), side
         assert environment == "main" or (bench / f"requirements-{environment}.txt").is_file(), side
