@@ -245,13 +245,18 @@ def test_a_killed_preparation_leaves_no_process_and_goes_on_where_it_was(
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".partial")]
 
 
+def find_workers() -> list[psutil.Process]:
+    """This process's data workers; other tests' servers may be its children too."""
+    return [p for p in psutil.Process().children() if "llamero.data" in p.cmdline()]
+
+
 def test_a_killed_workers_task_is_done_by_another(tmp_path, random_base, many, monkeypatch):
     monkeypatch.setattr(prepare_module, "INLINE_BYTES", 0)
     killed: list[int] = []
 
     def kill_one(progress) -> None:
         if progress.activity.startswith("cleaning") and progress.done >= 200 and not killed:
-            worker = psutil.Process().children()[0]
+            worker = find_workers()[0]
             killed.append(worker.pid)
             worker.kill()
 
@@ -260,4 +265,4 @@ def test_a_killed_workers_task_is_done_by_another(tmp_path, random_base, many, m
     calm = prepare_module.prepare_data(many, plan, random_base, tmp_path / "b", tmp_path / "c2", lambda p: None, 1)
     assert len(killed) == 1
     assert disturbed.files == calm.files
-    assert psutil.Process().children() == []
+    assert find_workers() == []
