@@ -32,7 +32,11 @@ class TrainingConfig(SpecModel):
     licenses: list[str] = Field(default_factory=list, description="Licences of the data; they travel with the adapter.")
     terms: list[str] = Field(default_factory=list, description="Terms of use of the data; they travel too.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
-    threads: int | None = Field(None, ge=1, description="torch threads on CPU; by default chosen by the model's size.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="torch threads on CPU; by default one for a model under 30 million parameters, else one a core.",
+    )
     micro_batch_tokens: int | None = Field(
         None, ge=1, description="Tokens of one forward pass; by default chosen by device, model and sequence length."
     )

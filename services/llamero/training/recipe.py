@@ -80,7 +80,7 @@ def train(config: TrainingConfig, interruption: Interruption, reporter: Reporter
     bin_tokens = choose_bin_tokens(config.micro_batch_tokens, device, spec.sequence_length, parameters)
     if device == "cpu":
         keep_freed_memory()
-        torch.set_num_threads(choose_threads(config.threads, parameters, bin_tokens))
+        torch.set_num_threads(choose_threads(config.threads, parameters))
 
     reporter.say("self-test")
     run_self_test(base, device)
