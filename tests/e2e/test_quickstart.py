@@ -182,13 +182,11 @@ def test_a_second_start_reuses_everything_and_says_so_and_ctrl_c_ends_every_proc
     assert quickstart.process.wait(30) == 130
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
-    started = time.monotonic()
     code, output = finish(start(repository, quickstart.folder.parent, "--no-serve"))
     assert code == 0, output
     for phase in ("Preparing", "Training", "Evaluating"):
         assert re.search(rf"{phase}: reused .* \(unchanged\)", output), output
     assert not (quickstart.folder / "r2").exists()
-    assert time.monotonic() - started < QUICKSTART_SECONDS
 
 
 # A manifest small enough to be run several times over, with the parts that the test changes.

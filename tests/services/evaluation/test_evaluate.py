@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -268,11 +267,9 @@ def test_sigterm_ends_the_process_as_interrupted_without_a_result(
         event = Progress.from_line(line)
         if event is not None and event.activity == "answers":
             break
-    told = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == PhaseExit.INTERRUPTED, err
-    assert time.monotonic() - told < 10
     output = Path(evaluation_config["output"])
     assert not (output / "result.json").exists()
     assert json.loads((output / "failure.json").read_text())["class"] == "Interrupted"
