@@ -18,6 +18,9 @@ class PhaseExit(IntEnum):
     OUT_OF_MEMORY = 10
     SELF_TEST_FAILED = 11  # packed and single logits differ: refuse to train
     DIVERGED = 12  # loss became NaN or infinite
+    HUNG = 13  # no new step for progressDeadlineSeconds: stacks were dumped, the process ended
+    STORAGE = 14  # the storage can't be written or read: full, away, refused
+    IDLE = 15  # a worker that was given no task
     INTERRUPTED = 75  # SIGTERM or SIGINT: a checkpoint was written; start again to resume (EX_TEMPFAIL)
 
 
@@ -28,6 +31,11 @@ class FailureClass(StrEnum):
     BAD_CONFIG = "BadConfig"
     DIVERGED = "Diverged"
     BUG = "Bug"
+    HUNG = "Hung"
+    STORAGE = "Storage"
+    IDLE = "Idle"
+    PREEMPTED = "Preempted"  # the pod or its node went away
+    UNSCHEDULABLE = "Unschedulable"  # no node for this GPU class in time: the next class is tried
 
 
 class NextStep(StrEnum):
@@ -66,6 +74,11 @@ RULES: dict[int, FailureRule] = {
     PhaseExit.INTERRUPTED: FailureRule(
         FailureClass.INTERRUPTED, NextStep.RETRY_FREE, "start again to resume from the checkpoint"
     ),
+    PhaseExit.HUNG: FailureRule(FailureClass.HUNG, NextStep.RETRY_COUNTED, "see the log for where its threads stood"),
+    PhaseExit.STORAGE: FailureRule(
+        FailureClass.STORAGE, NextStep.RETRY_COUNTED, "free space on the storage, or mend its address or credentials"
+    ),
+    PhaseExit.IDLE: FailureRule(FailureClass.IDLE, NextStep.RETRY_FREE, "its task was lost; it is sent again"),
     -15: FailureRule(FailureClass.INTERRUPTED, NextStep.RETRY_FREE, "start again to resume from the last checkpoint"),
     -9: FailureRule(
         FailureClass.OUT_OF_MEMORY,

@@ -41,3 +41,10 @@ def training_recipe(spec: FineTuneJobSpec) -> dict[str, Any]:
 def run_digest(spec: FineTuneJobSpec, data_digest: str, base_digest: str) -> str:
     """What counts as the same run: base, data and training. A change of anything else takes effect on the run at hand."""
     return digest_json({"base": base_digest, "data": data_digest, "training": training_recipe(spec)})
+
+
+def inputs_digest(spec: FineTuneJobSpec) -> str:
+    """What the manifest alone says of a run's inputs: an edit that changes it starts the next run, any other does not."""
+    return digest_json(
+        {"base": spec.base_model.to_json_dict(), "data": data_recipe(spec), "training": training_recipe(spec)}
+    )

@@ -5,13 +5,13 @@ This is the only definition: validation, JSON schema and docs come from it. Rule
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from llamero.spec.base import SpecModel
 
-API_VERSION = "llamero.dev/v1alpha1"
+API_VERSION: Final = "llamero.dev/v1alpha1"
 KIND = "FineTuneJob"
 SERVED_BY = "x-llamero-served-by"
 
@@ -321,9 +321,17 @@ class RolloutSpec(SpecModel):
 class RetrainSpec(SpecModel):
     """When a further run starts by itself."""
 
-    schedule: ShortText | None = Field(None, description="A cron line.")
+    schedule: ShortText | None = Field(
+        None, description="A cron line of five fields, such as `0 3 * * 1`: a run starts at each of its times."
+    )
+    time_zone: ShortText = Field("UTC", description="The schedule's time zone, such as `Europe/Berlin`.")
     on_data_change: bool = Field(False, description="Start a run when the data's digest changes.")
-    min_interval_seconds: int = Field(3600, ge=60, description="Least time between the starts of two runs.")
+    poll_interval_seconds: int = Field(
+        3600, ge=5, le=2_592_000, description="Seconds between two looks at the data, for onDataChange."
+    )
+    min_interval_seconds: int = Field(
+        3600, ge=0, le=31_536_000, description="Least time between the starts of two runs that start by themselves."
+    )
 
 
 class FineTuneJobSpec(SpecModel):

@@ -121,3 +121,118 @@ def parse_checkpoint_name(name: str) -> int | None:
 def shard_name(index: int) -> str:
     """`part-00007` for shard 7."""
     return f"part-{index:05d}"
+
+
+# -- on a cluster --------------------------------------------------------------------------------------------------------------
+
+GROUP = "llamero.dev"
+VERSION = "v1alpha1"
+PLURAL = "finetunejobs"
+ADAPTER_PLURAL = "adapters"
+FINALIZER = f"{GROUP}/cleanup"
+FIELD_MANAGER = "llamero-operator"
+
+READ_LOGS_ANNOTATION = f"{GROUP}/read-logs"
+"""Asks for a pod that prints kept logs: `spec.tasks.LogRequest` as JSON, set and taken away by `llamero logs`."""
+
+LABEL_UID = f"{GROUP}/job-uid"
+LABEL_JOB = f"{GROUP}/job"
+LABEL_RUN = f"{GROUP}/run"
+LABEL_KIND = f"{GROUP}/work"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+MAX_NAME = 63
+UID_DIGITS = 8
+
+
+def child_labels(job: str, uid: str, run: int, kind: str, attempt: int) -> dict[str, str]:
+    """The labels of a child Job and its pods, by which they are found again."""
+    return {
+        "app.kubernetes.io/name": "llamero",
+        "app.kubernetes.io/component": kind,
+        "app.kubernetes.io/managed-by": FIELD_MANAGER,
+        LABEL_JOB: job,
+        LABEL_UID: uid,
+        LABEL_RUN: str(run),
+        LABEL_KIND: kind,
+        LABEL_ATTEMPT: str(attempt),
+    }
+
+
+def child_job_name(job: str, uid: str, run: int, kind: str, attempt: int) -> str:
+    """`<job>-r<run>-<kind>-<attempt>-<uid5>`: the same for the same attempt, and never that of a job made again under an old name."""
+    tail = f"-{run_name(run)}-{kind}-{attempt}-{uid.replace('-', '')[:5]}"
+    return job[: MAX_NAME - len(tail)].rstrip("-") + tail
+
+
+def queue_name(uid: str, run: int, kind: str, attempt: int) -> str:
+    """The Celery queue of one attempt alone."""
+    return f"llamero.{uid}.{run_name(run)}.{kind}.{attempt}"
+
+
+def task_id(uid: str, run: int, kind: str, attempt: int) -> str:
+    """The Celery task id of an attempt: a doubled message carries the same."""
+    return f"{uid}.{run_name(run)}.{kind}.{attempt}"
+
+
+def progress_key(uid: str, run: int, kind: str, attempt: int) -> str:
+    """The Redis key of an attempt's progress (`spec.tasks.ProgressReport`)."""
+    return f"llamero:progress:{uid}:{run_name(run)}:{kind}:{attempt}"
+
+
+def redis_patterns(uid: str) -> tuple[str, ...]:
+    """Patterns of every Redis key that belongs to a job: queues, kombu's bindings of them, progress."""
+    return (f"llamero.{uid}.*", f"_kombu.binding.llamero.{uid}.*", f"llamero:progress:{uid}:*")
+
+
+@dataclass(frozen=True)
+class JobStorage:
+    """Where a job's files lie on a cluster, as URIs below the storage's root. Every pod writes to a prefix of its own."""
+
+    root: str
+    namespace: str
+    job: str
+    uid: str
+
+    @property
+    def prefix(self) -> str:
+        """All that belongs to the job and goes with it."""
+        return f"{self.root.rstrip('/')}/jobs/{self.namespace}/{self.job}-{self.uid.replace('-', '')[:UID_DIGITS]}"
+
+    @property
+    def shards(self) -> str:
+        """Finished data shards, keyed by content, shared by the job's runs and attempts."""
+        return f"{self.prefix}/shards"
+
+    def run(self, run: int) -> str:
+        return f"{self.prefix}/{run_name(run)}"
+
+    def attempts(self, run: int, kind: str) -> str:
+        """The folder of all attempts at a kind of work."""
+        return f"{self.run(run)}/{kind}"
+
+    def attempt(self, run: int, kind: str, attempt: int, pod_uid: str) -> str:
+        """A pod's own prefix; no other pod ever writes there."""
+        return f"{self.attempts(run, kind)}/a{attempt}-{pod_uid.replace('-', '')[:UID_DIGITS]}"
+
+    def logs(self, run: int) -> str:
+        return f"{self.run(run)}/logs"
+
+    def log(self, run: int, kind: str, attempt: int, pod_name: str) -> str:
+        """A worker's log, kept after its pod is gone."""
+        return f"{self.logs(run)}/{kind}-a{attempt}-{pod_name}.log"
+
+    @property
+    def adapters(self) -> str:
+        """Where the job's adapters lie, published or not; outside of the job's prefix, since published ones outlive it."""
+        return f"{self.root.rstrip('/')}/adapters/{self.namespace}"
+
+    def adapter(self, run: int, sha256: str) -> str:
+        """An adapter's immutable folder."""
+        return f"{self.adapters}/{adapter_resource_name(self.job, run)}/{sha256}"
+
+
+def base_storage(root: str, key: str) -> str:
+    """Where a fetched base model lies, shared by all jobs; `key` names base and revision."""
+    return f"{root.rstrip('/')}/models/{key}"

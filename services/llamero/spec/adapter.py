@@ -1,0 +1,74 @@
+"""The Adapter resource: what a run publishes, immutable, belonging to no job.
+
+What its rollout says of it later (conditions `Verified`, `Serving`, `RolledBack`) stands in its status.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from llamero.spec.base import ResultModel, SpecModel
+from llamero.spec.job import API_VERSION, Metadata, ShortText, Uri
+from llamero.spec.status import Condition, Figure
+
+ADAPTER_KIND = "Adapter"
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class AdapterFigures(SpecModel):
+    """What was measured on held-out records, as text."""
+
+    base_token_perplexity: Figure | None = Field(None, description="The base's token perplexity.")
+    tuned_token_perplexity: Figure | None = Field(None, description="The tuned model's.")
+    records: int = Field(0, ge=0, description="Held-out records measured.")
+    last_loss: Figure | None = Field(None, description="Mean loss of the last five training steps.")
+
+
+class AdapterSource(SpecModel):
+    """The run that made it; text alone, since the job may be gone."""
+
+    job: ShortText = Field(description="Name of the FineTuneJob.")
+    uid: ShortText = Field(description="Its uid.")
+    run: int = Field(ge=1, description="The run's number.")
+
+
+class AdapterSpec(SpecModel):
+    """A trained adapter: where it lies and what it belongs to. Never changed once written."""
+
+    uri: Uri = Field(description="Folder of its files.")
+    sha256: Digest = Field(description="sha256 over the sorted lines `<sha256>  <name>` of its files.")
+    base: ShortText = Field(description="The base model: hub id or URI.")
+    base_revision: ShortText | None = Field(None, description="The hub revision that it is pinned to.")
+    base_sha256: ShortText = Field(description="sha256 of the base's files.")
+    template: ShortText = Field("base", description="The chat template that it was trained with.")
+    stop_tokens: Annotated[list[ShortText], Field(max_length=16)] = Field(
+        default_factory=list, description="Tokens that end an answer."
+    )
+    recipe_digest: ShortText = Field("", description="Digest of the training recipe.")
+    data_digest: ShortText = Field("", description="Digest of the data.")
+    licenses: Annotated[list[ShortText], Field(max_length=64)] = Field(
+        default_factory=list, description="Licences of the data."
+    )
+    terms: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=64)] = Field(
+        default_factory=list, description="Terms of use of the data."
+    )
+    model: ShortText = Field(description="The public model name that it was made for.")
+    figures: AdapterFigures = Field(default_factory=AdapterFigures, description="What was measured.")
+    source: AdapterSource | None = Field(None, description="The run that made it; none where it was imported.")
+
+
+class AdapterResourceStatus(ResultModel):
+    """What has become of it since."""
+
+    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list, description="By type.")
+
+
+class Adapter(SpecModel):
+    """A published adapter."""
+
+    api_version: Literal["llamero.dev/v1alpha1"] = Field(API_VERSION, description="`llamero.dev/v1alpha1`.")
+    kind: Literal["Adapter"] = Field("Adapter", description="`Adapter`.")
+    metadata: Metadata = Field(description="Name and labels.")
+    spec: AdapterSpec = Field(description="What it is.")
+    status: dict[str, Any] | None = Field(None, description="Written by the operator; ignored when read.")
