@@ -5,8 +5,8 @@ Takes and gives values; reading the file and finding the lines is the CLI's part
 
 import copy
 import difflib
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -38,8 +38,7 @@ def _read_fields(raw: dict[str, Any]) -> tuple[FineTuneJob | None, list[Problem]
     try:
         return FineTuneJob.model_validate(raw), []
     except ValidationError as error:
-        details = error.errors(include_url=False)
-    problems = [_explain(detail) for detail in details]
+        problems = explain_errors(error, FineTuneJob)
     pruned = copy.deepcopy(raw)
     for path in sorted({p.path for p in problems}, key=lambda path: [str(part) for part in path], reverse=True):
         _remove(pruned, path)
@@ -47,6 +46,16 @@ def _read_fields(raw: dict[str, Any]) -> tuple[FineTuneJob | None, list[Problem]
         return FineTuneJob.model_validate(pruned), problems
     except ValidationError:
         return None, problems
+
+
+def explain_errors(
+    error: ValidationError, model: type[BaseModel], patterns: Mapping[str, str] | None = None
+) -> list[Problem]:
+    """A problem for each of pydantic's complaints about `model`'s fields: where, what, and what to do.
+
+    `patterns` puts into words what a text must look like, by its regular expression.
+    """
+    return [_explain(detail, model, patterns or {}) for detail in error.errors(include_url=False)]
 
 
 def _remove(tree: Any, path: Path) -> None:
@@ -60,13 +69,13 @@ def _remove(tree: Any, path: Path) -> None:
         tree.pop(path[-1], None)
 
 
-def _explain(detail: ErrorDetails) -> Problem:
+def _explain(detail: ErrorDetails, model: type[BaseModel], patterns: Mapping[str, str]) -> Problem:
     path: Path = tuple(part for part in detail["loc"] if _is_in_manifest(part))
     value, context, kind = detail.get("input"), detail.get("ctx", {}), detail["type"]
     field = str(path[-1]) if path else ""
     match kind:
         case "extra_forbidden":
-            message = f"unknown field `{field}`{_suggest(field, _known_fields(path[:-1]))}"
+            message = f"unknown field `{field}`{_suggest(field, _known_fields(path[:-1], model))}"
         case "missing":
             message = f"`{field}` is missing{_hint_missing(path)}"
         case "literal_error" | "enum":
@@ -81,7 +90,8 @@ def _explain(detail: ErrorDetails) -> Problem:
             bound = next(iter(v for k, v in context.items() if k in ("gt", "ge", "lt", "le")))
             message = f"must be {word} {bound}, not {_describe(value)}"
         case "string_pattern_mismatch":
-            message = f"{_describe(value)} does not fit {_describe_pattern(path, context['pattern'])}"
+            wanted = patterns.get(context["pattern"]) or _describe_pattern(path, context["pattern"])
+            message = f"{_describe(value)} does not fit {wanted}"
         case "too_long" | "too_short" | "string_too_long" | "string_too_short":
             message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
         case _:
@@ -131,14 +141,17 @@ def _describe_pattern(path: Path, pattern: str) -> str:
     return f"the pattern {pattern}"
 
 
-def _known_fields(path: Path) -> list[str]:
+def _known_fields(path: Path, root: type[BaseModel]) -> list[str]:
     """The field names of the model that a path leads to."""
-    model: Any = FineTuneJob
+    model: Any = root
+    is_map = False
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_map:
+            is_map = False
             continue
-        model = next((f.annotation for n, f in model.model_fields.items() if part in (f.alias, n)), None)
-        model = next(_models_in(model), None)
+        annotation = next((f.annotation for n, f in model.model_fields.items() if part in (f.alias, n)), None)
+        is_map = get_origin(annotation) is dict
+        model = next(_models_in(annotation), None)
         if model is None:
             return []
     return [f.alias or n for n, f in model.model_fields.items()]

@@ -1,0 +1,1 @@
+"""Manifests as plain dicts, built purely: no client, no clock, no cluster."""
