@@ -7,6 +7,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
+pytest_plugins = ["cluster.fixtures"]
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"

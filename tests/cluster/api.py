@@ -94,7 +94,7 @@ class AsyncApi:
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers={"Authorization": f"Bearer {self.access.token}"},
-            timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=None),
+            timeout=aiohttp.ClientTimeout(total=None, connect=10, sock_read=150),
         )
         return self
 

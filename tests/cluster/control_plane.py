@@ -257,6 +257,14 @@ class ControlPlane:
             for event in items
         ]
 
+    def describe(self, namespace: str) -> str:
+        """A namespace's pods and events as text, for a failed test."""
+        pods = [
+            f"{pod['metadata']['name']} {pod['status'].get('phase')} {pod['status'].get('containerStatuses', '')}"
+            for pod in self.api.items(path_of("v1", "Pod", namespace))
+        ]
+        return "\n".join([f"--- pods of {namespace}", *pods, f"--- events of {namespace}", *self.events(namespace)])
+
     # What the above stand on
 
     def _write_credentials(self) -> None:
