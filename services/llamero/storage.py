@@ -7,16 +7,19 @@ What the files mean is left to those who call.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import fsspec
 from fsspec.core import url_to_fs
 
-from llamero.spec.results import FileEntry
+from llamero.spec.names import MANIFEST_NAME
+from llamero.spec.results import SCHEMA_VERSION, FileEntry
 
 READ_BLOCK_BYTES = 1 << 20
 REMOTE_CONNECT_TIMEOUT_SECONDS = 10
@@ -25,6 +28,10 @@ REMOTE_READ_TIMEOUT_SECONDS = 60
 
 class StorageError(Exception):
     """A file or folder that can't be read or written; the message says which and what to do."""
+
+
+class TornFolder(StorageError):
+    """A folder that does not agree with its manifest, or has none: it counts as not there."""
 
 
 def is_local(uri: str) -> bool:
@@ -54,7 +61,14 @@ def _filesystem_options(uri: str, token: str | None) -> dict[str, Any]:
     if scheme == "s3":
         # Endpoint and keys come from the environment, as for every S3 tool (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return {"client_kwargs": {"endpoint_url": endpoint}} if endpoint else {}
+        options: dict[str, Any] = {
+            "config_kwargs": {
+                "connect_timeout": REMOTE_CONNECT_TIMEOUT_SECONDS,
+                "read_timeout": REMOTE_READ_TIMEOUT_SECONDS,
+                "retries": {"max_attempts": 5, "mode": "standard"},
+            }
+        }
+        return options | ({"client_kwargs": {"endpoint_url": endpoint}} if endpoint else {})
     return {}
 
 
@@ -208,3 +222,247 @@ def download_folder(uri: str, target: Path, patterns: tuple[str, ...], token: st
             raise StorageError(f"{file} can't be fetched: {type(error).__name__}: {error}") from error
         partial.replace(target / name)
     return target
+
+
+# -- files and committed folders at a URI, near or far -------------------------------------------------------------------------
+
+
+def join_uri(root: str, *parts: str) -> str:
+    """A URI, or a local path, below another."""
+    return "/".join([root.rstrip("/"), *(p.strip("/") for p in parts)])
+
+
+@contextmanager
+def _explained(uri: str, verb: str) -> Iterator[None]:
+    """Turn what a file system raises into a StorageError with a sentence."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{uri} can't be {verb}: {error.strerror or error}.") from error
+    except Exception as error:  # each remote file system has a family of its own
+        raise StorageError(f"{uri} can't be {verb}: {type(error).__name__}: {error}") from error
+
+
+def _open_filesystem(uri: str) -> tuple[Any, str]:
+    filesystem, path = url_to_fs(uri, **_filesystem_options(uri, None))
+    filesystem.invalidate_cache()  # what another pod wrote a moment ago must be seen
+    return filesystem, path
+
+
+def read_file(uri: str) -> bytes | None:
+    """A file's content; None where there is none. Raises StorageError."""
+    try:
+        with _explained(uri, "read"):
+            if is_local(uri):
+                return local_path(uri).read_bytes()
+            filesystem, path = _open_filesystem(uri)
+            return bytes(filesystem.cat_file(path))
+    except StorageError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return None
+        raise
+
+
+def write_file(uri: str, content: bytes | str) -> None:
+    """Write a whole file: a reader sees the old one or the new one. Raises StorageError."""
+    with _explained(uri, "written"):
+        if is_local(uri):
+            write_atomically(local_path(uri), content)
+            return
+        filesystem, path = _open_filesystem(uri)
+        filesystem.pipe_file(path, content.encode() if isinstance(content, str) else content)
+
+
+def list_names(uri: str) -> list[str]:
+    """The names right below a folder, sorted, hidden ones left out; none where it does not exist. Raises StorageError."""
+    try:
+        with _explained(uri, "listed"):
+            if is_local(uri):
+                names = [p.name for p in local_path(uri).iterdir()]
+            else:
+                filesystem, path = _open_filesystem(uri)
+                names = [str(f).rstrip("/").rsplit("/", 1)[-1] for f in filesystem.ls(path, detail=False)]
+    except StorageError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return []
+        raise
+    return sorted(n for n in names if not n.startswith("."))
+
+
+def delete_tree(uri: str) -> None:
+    """Remove a folder with all that is in it; one that is not there is no error. Raises StorageError."""
+    with _explained(uri, "removed"):
+        if is_local(uri):
+            _delete_local(local_path(uri))
+            return
+        filesystem, path = _open_filesystem(uri)
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+
+
+def _delete_local(folder: Path, tries: int = 5) -> None:
+    for left in reversed(range(tries)):
+        try:
+            shutil.rmtree(folder)
+            return
+        except FileNotFoundError:
+            if not folder.exists():
+                return
+        except OSError:  # somebody may still be writing into it
+            if not left:
+                raise
+
+
+def read_manifest(uri: str) -> list[FileEntry] | None:
+    """The files that a folder's manifest names; None where it has none, or one that can't be understood. Raises StorageError."""
+    content = read_file(join_uri(uri, MANIFEST_NAME))
+    if content is None:
+        return None
+    try:
+        entries = [FileEntry.model_validate(f) for f in json.loads(content)["files"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None if any(_climbs(entry.name) for entry in entries) else entries
+
+
+def _climbs(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
+def commit_folder(folder: Path, uri: str) -> list[FileEntry]:
+    """Put a local folder at a URI, its manifest last, and return its files. Where the same one stands already nothing is done.
+
+    The manifest is the folder's own, or one of all its files. On a disk the folder is written beside its place and renamed.
+    Raises StorageError.
+    """
+    with _explained(uri, "written"):
+        manifest, entries = _describe_folder(folder)
+        if is_whole(uri, manifest, entries):
+            return entries
+        if is_local(uri):
+            _commit_locally(folder, local_path(uri), manifest, entries)
+            return entries
+        filesystem, path = _open_filesystem(uri)
+        marker = join_uri(path, MANIFEST_NAME)
+        if filesystem.exists(marker):
+            filesystem.rm(marker)
+        if entries:
+            filesystem.put([str(folder / e.name) for e in entries], [join_uri(path, e.name) for e in entries])
+        filesystem.pipe_file(marker, manifest)
+        return entries
+
+
+def _describe_folder(folder: Path) -> tuple[bytes, list[FileEntry]]:
+    path = folder / MANIFEST_NAME
+    if path.is_file():
+        content = path.read_bytes()
+        return content, [FileEntry.model_validate(f) for f in json.loads(content)["files"]]
+    entries = describe_files(folder)
+    content = {"schemaVersion": SCHEMA_VERSION, "files": [e.to_json_dict() for e in entries]}
+    return json.dumps(content, indent=2).encode() + b"\n", entries
+
+
+def is_whole(uri: str, manifest: bytes, entries: Iterable[FileEntry]) -> bool:
+    """Whether this very manifest stands at the URI with all its files in their sizes. Raises StorageError."""
+    if read_file(join_uri(uri, MANIFEST_NAME)) != manifest:
+        return False
+    return find_missing(uri, entries) is None
+
+
+def find_missing(uri: str, entries: Iterable[FileEntry]) -> str | None:
+    """What is missing of a folder's files, or has another size, as a sentence; contents are not read. Raises StorageError."""
+    if is_local(uri):
+        return find_damage(local_path(uri), entries, read_content=False)
+    with _explained(uri, "listed"):
+        filesystem, path = _open_filesystem(uri)
+        sizes = {str(f): int(d["size"]) for f, d in filesystem.find(path, detail=True).items()}
+    for entry in entries:
+        name = join_uri(path, entry.name)
+        if sizes.get(name) != entry.size:
+            return f"{join_uri(uri, entry.name)} is missing or cut off."
+    return None
+
+
+def _commit_locally(folder: Path, target: Path, manifest: bytes, entries: list[FileEntry]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:12]}")
+    partial.mkdir()
+    try:
+        for entry in entries:
+            copy = partial / entry.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / entry.name, copy)
+            _sync(copy)
+        write_atomically(partial / MANIFEST_NAME, manifest)
+        _sync(partial)
+        put_in_place(partial, target, manifest, entries)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(partial: Path, target: Path, manifest: bytes, entries: list[FileEntry]) -> None:
+    """Rename a finished folder to its place, where nobody put the same before; a torn one in the way is removed."""
+    for _ in range(3):
+        try:
+            partial.rename(target)
+            return
+        except OSError as error:
+            if not target.is_dir():
+                raise
+            if is_whole(str(target), manifest, entries):
+                return
+            _delete_local(target)
+            last = error
+    raise last
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fetch_folder(uri: str, target: Path, names: Iterable[str] | None = None) -> Path:
+    """Copy a committed folder to a local one (all files of its manifest, or those named), every digest checked; returns it.
+
+    Raises TornFolder where the folder has no manifest or does not agree with it, StorageError where it can't be read.
+    """
+    entries = read_manifest(uri)
+    if entries is None:
+        raise TornFolder(f"{uri} has no readable {MANIFEST_NAME}: it was not written to its end.")
+    if names is not None:
+        chosen = set(names)
+        entries = [e for e in entries if e.name in chosen]
+    missing = find_missing(uri, entries)
+    if missing:
+        raise TornFolder(missing)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.fetch-{uuid.uuid4().hex[:12]}")
+    try:
+        with _explained(uri, "fetched"):
+            _copy_files(uri, partial, [*(e.name for e in entries), MANIFEST_NAME])
+        damage = find_damage(partial, entries)
+        if damage:
+            raise TornFolder(f"{uri} is damaged: {damage}")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _copy_files(uri: str, target: Path, names: list[str]) -> None:
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+    if is_local(uri):
+        for name in names:
+            shutil.copyfile(local_path(uri) / name, target / name)
+        return
+    filesystem, path = _open_filesystem(uri)
+    filesystem.get([join_uri(path, n) for n in names], [str(target / n) for n in names])

@@ -15,9 +15,10 @@ from rich.table import Table
 from llamero import __version__
 from llamero.cli.display import format_number, format_seconds, make_display
 from llamero.cli.manifest import LoadedManifest, load_manifest
-from llamero.cli.processes import Interrupted, ServerError, interrupt_on_signals
+from llamero.cli.processes import ServerError
 from llamero.cli.run import ExitCode, FinishedRun, RunError, RunOptions, run_job
 from llamero.cli.serving import ServedModel, serve_model
+from llamero.phases.processes import Interrupted, interrupt_on_signals
 from llamero.spec.job import FineTuneJob
 from llamero.spec.names import RunLayout, parse_run_name
 from llamero.spec.results import Report

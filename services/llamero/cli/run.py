@@ -14,27 +14,24 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import TypeVar
 
 from llamero.cli.display import Display
-from llamero.cli.processes import Interrupted, run_phase
-from llamero.lifecycle.failures import FailureClass, FailureRule, NextStep, classify_exit
+from llamero.lifecycle.failures import RULES, FailureClass, PhaseExit, classify_exit
 from llamero.lifecycle.runs import Attempts, choose_run, decide_retry
-from llamero.spec.digest import digest_json, run_digest, training_recipe
+from llamero.model.errors import ModelError
+from llamero.model.failures import read_failure
+from llamero.phases import evaluation as evaluating
+from llamero.phases import training as training_phase
+from llamero.phases.base import Base, find_base
+from llamero.phases.data import read_data
+from llamero.phases.processes import Interrupted, run_phase
+from llamero.phases.training import Trained, TrainingFolders, read_training
+from llamero.spec.digest import run_digest
 from llamero.spec.job import FineTuneJob
 from llamero.spec.names import MANIFEST_NAME, RunLayout, parse_run_name
-from llamero.spec.results import (
-    AdapterManifest,
-    AdapterRef,
-    DataResult,
-    EvaluationResult,
-    Report,
-    TrainingResult,
-)
+from llamero.spec.results import DataResult, EvaluationResult, Report
 from llamero.spec.run import Phase, PhaseRecord, RunState
-from llamero.storage import find_damage, write_atomically
-
-Result = TypeVar("Result", DataResult, TrainingResult, AdapterManifest, EvaluationResult)
+from llamero.storage import write_atomically
 
 
 class ExitCode(IntEnum):
@@ -103,47 +100,42 @@ class _Runner:
     def run(self) -> FinishedRun:
         if self.spec.suspend:
             raise RunError("The job is suspended: set spec.suspend to false to run it.", ExitCode.BAD_MANIFEST)
-        base_folder, base_digest = self.find_base()
+        base = self.find_base()
         with _hold_lock(RunLayout(self.options.workdir.resolve(), self.job.metadata.name, 0).lock):
-            return self.run_phases(base_folder, base_digest)
+            return self.run_phases(base)
 
-    def run_phases(self, base_folder: Path, base_digest: str) -> FinishedRun:
-        self.open_run(base_folder, base_digest)
+    def run_phases(self, base: Base) -> FinishedRun:
+        self.open_run(base)
         try:
-            data = self.prepare(base_folder)
-            training, adapter = self.train(base_folder, base_digest, data)
-            evaluation = self.evaluate(base_folder, adapter)
-            report = self.judge(data, training, evaluation, adapter)
+            data = self.prepare(base)
+            trained = self.train(base, data)
+            evaluation = self.evaluate(base, trained)
+            report = self.judge(data, trained, evaluation)
         except Interrupted:
             self.save(reason=f"interrupted while {self.state.phase}")
             raise
         except RunError as error:
             self.save(phase=Phase.FAILED, reason=str(error))
             raise
-        return FinishedRun(self.layout, report, base_folder, tuple(self.reused))
+        return FinishedRun(self.layout, report, base.folder, tuple(self.reused))
 
     # -- where things are ------------------------------------------------------------------------------------------------------
 
-    def find_base(self) -> tuple[Path, str]:
-        from llamero.model.loading import ModelError, base_digest, resolve_base
-
-        reference = self.spec.base_model
-        token = os.environ.get("HF_TOKEN") if reference.secret_ref is None else os.environ.get(reference.secret_ref.key)
+    def find_base(self) -> Base:
         try:
-            folder = resolve_base(reference, self.options.cache / "models", token=token, on_progress=self.display.show)
-            return folder, base_digest(folder)
+            return find_base(self.spec.base_model, self.options.cache / "models", self.display.show)
         except ModelError as error:
             raise RunError(str(error), ExitCode.BAD_MANIFEST) from error
 
-    def open_run(self, base_folder: Path, base_digest: str) -> None:
+    def open_run(self, base: Base) -> None:
         """Choose the run that this start continues, or the next number, and read what it had finished."""
         from llamero.data.prepare import DataError, plan_data
 
         try:
-            self.plan = plan_data(self.spec, base_digest)
+            self.plan = plan_data(self.spec, base.digest)
         except DataError as error:
             raise RunError(str(error), ExitCode.DATA_ERROR) from error
-        digest = run_digest(self.spec, self.plan.digest, base_digest)
+        digest = run_digest(self.spec, self.plan.digest, base.digest)
         job_name = self.job.metadata.name
         chosen = choose_run(self._known_states(job_name), digest, self.options.fresh)
         self.layout = RunLayout(self.options.workdir.resolve(), job_name, chosen.run)
@@ -212,12 +204,12 @@ class _Runner:
 
     # -- phases ----------------------------------------------------------------------------------------------------------------
 
-    def prepare(self, base_folder: Path) -> DataResult:
+    def prepare(self, base: Base) -> DataResult:
         from llamero.data.prepare import DataError, prepare_data
 
         if self.is_finished(Phase.PREPARING, self.plan.digest):
-            result = _read(DataResult, self.layout.data / MANIFEST_NAME)
-            if result is not None and find_damage(self.layout.data, result.files, read_content=False) is None:
+            result = read_data(self.layout.data, self.plan.digest)
+            if result is not None:
                 self.reuse(Phase.PREPARING, f"{result.kept:,} records")
                 return result
         workers = min(self.spec.data.workers, os.cpu_count() or 1)
@@ -226,7 +218,7 @@ class _Runner:
                 result = prepare_data(
                     self.spec,
                     self.plan,
-                    base_folder,
+                    base.folder,
                     self.layout.data,
                     self.layout.shard_cache,
                     self.display.show,
@@ -238,60 +230,32 @@ class _Runner:
             self.display.say(f"{Phase.PREPARING}: reused {result.reused_shards} of {result.shards} shards (unchanged)")
         return result
 
-    def train(self, base_folder: Path, base_digest: str, data: DataResult) -> tuple[TrainingResult, AdapterManifest]:
-        digest = self.state.digest
-        if self.is_finished(Phase.TRAINING, digest) and (found := self._read_training()) is not None:
-            self.reuse(Phase.TRAINING, f"the adapter of {found[0].steps:,} steps")
+    @property
+    def training_folders(self) -> TrainingFolders:
+        layout = self.layout
+        return TrainingFolders(layout.data, layout.checkpoints, layout.adapter, layout.merged)
+
+    def train(self, base: Base, data: DataResult) -> Trained:
+        digest, folders = self.state.digest, self.training_folders
+        if self.is_finished(Phase.TRAINING, digest) and (found := read_training(folders)) is not None:
+            self.reuse(Phase.TRAINING, f"the adapter of {found.result.steps:,} steps")
             return found
-        attempts = Attempts(micro_batch_tokens=_read_micro_batch(self.layout))
-        config_path = self.layout.checkpoints / "config.json"
+        attempts = Attempts(micro_batch_tokens=training_phase.read_micro_batch(folders.config))
         init_adapter = self._find_initial_adapter()
 
         def start(attempts: Attempts) -> None:
-            bins = attempts.micro_batch_tokens or None
-            config = self._training_config(base_folder, base_digest, data, init_adapter, bins)
-            write_atomically(config_path, json.dumps(config, indent=2))
+            bins = attempts.micro_batch_tokens
+            training_phase.write_config(self.spec, base, data.digest, folders, init_adapter, bins, self.options.device)
 
         with self.work(Phase.TRAINING, digest):
-            self._run_attempts("llamero.training", Phase.TRAINING, config_path, attempts, start)
-            found = self._read_training()
+            self._run_attempts(training_phase.MODULE, Phase.TRAINING, folders.config, attempts, start)
+            found = read_training(folders)
             if found is None:
                 raise RunError(
                     f"The training ended without an adapter that matches its manifest: see {self._log(Phase.TRAINING)}.",
                     ExitCode.TRAINING_FAILED,
                 )
         return found
-
-    def _training_config(
-        self,
-        base_folder: Path,
-        base_digest: str,
-        data: DataResult,
-        init_adapter: Path | None,
-        micro_batch_tokens: int | None,
-    ) -> dict[str, object]:
-        base = self.spec.base_model
-        sources = self.spec.data.sources
-        return {
-            "base": str(base_folder),
-            "baseName": base.name or base.uri,
-            "baseRevision": base.revision,
-            "baseDigest": base_digest,
-            "spec": self.spec.training.to_json_dict(),
-            "template": self.spec.data.template,
-            "trainTokens": _parts(self.layout.data / "tokens" / "train"),
-            "evaluationTokens": _parts(self.layout.data / "tokens" / "evaluation"),
-            "checkpoints": str(self.layout.checkpoints),
-            "adapter": str(self.layout.adapter),
-            "merged": str(self.layout.merged) if self.spec.training.merge else None,
-            "recipeDigest": digest_json(training_recipe(self.spec)),
-            "dataDigest": data.digest,
-            "licenses": sorted({s.license for s in sources if s.license}),
-            "terms": sorted({s.terms for s in sources if s.terms}),
-            "device": self.options.device,
-            "microBatchTokens": micro_batch_tokens,
-            "initAdapter": str(init_adapter) if init_adapter else None,
-        }
 
     def _find_initial_adapter(self) -> Path | None:
         wanted = self.spec.training.init_from
@@ -308,65 +272,48 @@ class _Runner:
         self.display.say("Training: no previous run has an adapter, so this one starts from the base")
         return None
 
-    def _read_training(self) -> tuple[TrainingResult, AdapterManifest] | None:
-        result = _read(TrainingResult, self.layout.checkpoints / "result.json")
-        manifest = _read(AdapterManifest, self.layout.adapter / MANIFEST_NAME)
-        if result is None or manifest is None or find_damage(self.layout.adapter, manifest.files) is not None:
-            return None
-        return result, manifest
-
-    def evaluate(self, base_folder: Path, adapter: AdapterManifest) -> EvaluationResult:
-        config = {
-            "base": str(base_folder),
-            "adapter": str(self.layout.adapter),
-            "adapterSha256": adapter.sha256,
-            "method": self.spec.training.method,
-            "template": self.spec.data.template,
-            "system": self.spec.data.system,
-            "evaluationTokens": _parts(self.layout.data / "tokens" / "evaluation"),
-            "evaluationRecords": _parts(self.layout.data / "evaluation"),
-            "spec": {k: v for k, v in self.spec.evaluation.to_json_dict().items() if k != "gate"},
-            "output": str(self.layout.evaluation),
-            "device": self.options.device,
-        }
-        digest = digest_json({k: v for k, v in config.items() if k not in ("device", "output")})
+    def evaluate(self, base: Base, trained: Trained) -> EvaluationResult:
+        layout = self.layout
+        config = evaluating.build_config(
+            self.spec,
+            base.folder,
+            layout.adapter,
+            trained.adapter.sha256,
+            layout.data,
+            layout.evaluation,
+            self.options.device,
+        )
+        digest = evaluating.digest_config(config)
         if self.is_finished(Phase.EVALUATING, digest):
-            result = _read(EvaluationResult, self.layout.evaluation / "result.json")
+            result = evaluating.read_evaluation(layout.evaluation)
             if result is not None:
                 self.reuse(Phase.EVALUATING, f"the figures of {result.records:,} held-out records")
                 return result
-        config_path = self.layout.evaluation / "config.json"
-        write_atomically(config_path, json.dumps(config, indent=2))
+        config_path = evaluating.write_config(config)
         with self.work(Phase.EVALUATING, digest):
-            self._run_attempts("llamero.evaluation", Phase.EVALUATING, config_path, Attempts(), lambda attempts: None)
-            result = _read(EvaluationResult, self.layout.evaluation / "result.json")
+            self._run_attempts(evaluating.MODULE, Phase.EVALUATING, config_path, Attempts(), lambda attempts: None)
+            result = evaluating.read_evaluation(layout.evaluation)
             if result is None:
                 message = f"The evaluation ended without figures: see {self._log(Phase.EVALUATING)}."
                 raise RunError(message, ExitCode.TRAINING_FAILED)
         return result
 
-    def judge(
-        self, data: DataResult, training: TrainingResult, evaluation: EvaluationResult, adapter: AdapterManifest
-    ) -> Report:
+    def judge(self, data: DataResult, trained: Trained, evaluation: EvaluationResult) -> Report:
         """Ask the gate, and write the report whatever it says."""
-        from llamero.evaluation.report import build_report, judge_evaluation, write_report
-
-        verdict = judge_evaluation(self.spec.evaluation.gate, evaluation)
-        phase = Phase.SUCCEEDED if verdict.passed else Phase.FAILED
-        report = build_report(
+        report = evaluating.judge_and_report(
             self.job,
             self.layout.run,
             data,
-            training,
+            trained,
             evaluation,
-            verdict,
-            AdapterRef(uri=self.layout.adapter.as_uri(), sha256=adapter.sha256),
+            self.layout.adapter.as_uri(),
             {str(name): record.seconds for name, record in self.state.finished.items()},
-            str(phase),
             datetime.now(UTC).replace(microsecond=0),
+            self.layout.report_json,
+            self.layout.report_html,
         )
-        write_report(report, self.layout.report_json, self.layout.report_html)
-        self.save(phase, "" if verdict.passed else verdict.reason)
+        passed = report.gate.passed
+        self.save(Phase.SUCCEEDED if passed else Phase.FAILED, "" if passed else report.gate.reason)
         return report
 
     # -- attempts --------------------------------------------------------------------------------------------------------------
@@ -387,8 +334,8 @@ class _Runner:
                 )
             if end.returncode == 0:
                 return
-            rule = HUNG_RULE if end.hung else classify_exit(end.returncode)
-            message = _read_failure(config.parent) or f"its process ended with code {end.returncode}"
+            rule = RULES[PhaseExit.HUNG] if end.hung else classify_exit(end.returncode)
+            message = read_failure(config.parent) or f"its process ended with code {end.returncode}"
             retry = decide_retry(rule, attempts, self.spec.backoff_limit, self.spec.training.sequence_length)
             if retry is None:
                 raise RunError(
@@ -401,9 +348,6 @@ class _Runner:
 
     def _log(self, phase: Phase) -> Path:
         return self.layout.logs / f"{str(phase).lower()}.log"
-
-
-HUNG_RULE = FailureRule(FailureClass.BUG, NextStep.RETRY_COUNTED, "see the log for where its threads stood")
 
 
 @contextmanager
@@ -425,30 +369,3 @@ def _exit_code(failure: FailureClass) -> ExitCode:
     return {FailureClass.DATA_ERROR: ExitCode.DATA_ERROR, FailureClass.BAD_CONFIG: ExitCode.BAD_MANIFEST}.get(
         failure, ExitCode.TRAINING_FAILED
     )
-
-
-def _read_failure(folder: Path) -> str | None:
-    path = folder / "failure.json"
-    try:
-        return str(json.loads(path.read_bytes())["message"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _read_micro_batch(layout: RunLayout) -> int:
-    """The bin capacity that an earlier start of the run had come down to; 0 where there was none."""
-    try:
-        return int(json.loads((layout.checkpoints / "config.json").read_bytes()).get("microBatchTokens") or 0)
-    except (OSError, ValueError):
-        return 0
-
-
-def _parts(folder: Path) -> list[str]:
-    return sorted(str(p) for p in folder.iterdir()) if folder.is_dir() else []
-
-
-def _read(model: type[Result], path: Path) -> Result | None:
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
