@@ -1,4 +1,4 @@
-"""Writes the files that come from the pydantic models: the manifest's JSON schema and its reference page.
+"""Writes the files that come from the pydantic models: the CRDs, the manifest's JSON schema and the reference pages.
 
 `--check` writes nothing and ends with 1 where a file is out of date.
 """
@@ -8,13 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import BaseModel
+
 from llamero.cli.main import build_schema
+from llamero.spec.adapter import Adapter
+from llamero.spec.crd import build_crds
+from llamero.spec.status import JobStatus
+from llamero_operator.settings import ENVIRONMENT, SETTINGS_VARIABLE, OperatorSettings
 
 REPOSITORY = Path(__file__).parent.parent
-SCHEMA = REPOSITORY / "docs" / "reference" / "finetunejob.schema.json"
-REFERENCE = REPOSITORY / "docs" / "reference" / "finetunejob.md"
+CRDS = REPOSITORY / "charts" / "llamero" / "crds"
+REFERENCES = REPOSITORY / "docs" / "reference"
+SCHEMA = REFERENCES / "finetunejob.schema.json"
 
-INTRODUCTION = """# FineTuneJob: reference
+CRD_HEADER = "# Written by `make generate` from services/llamero/spec/; changes belong there.\n"
+
+JOB_INTRODUCTION = """# FineTuneJob: reference
 
 Every field of the manifest, its type, default and bounds. Written by `make generate` from `services/llamero/spec/job.py`; the JSON
 schema beside it (`llamero schema` prints the same) makes editors complete and check a manifest:
@@ -23,16 +33,36 @@ schema beside it (`llamero schema` prints the same) makes editors complete and c
 # yaml-language-server: $schema=finetunejob.schema.json
 ```
 
-Fields marked *cluster* are served by the operator; a run on a laptop says that they have no effect there.
+Fields marked *cluster* are served by the operator; a run on a laptop says that they have no effect there. What the operator writes
+into `status` has [a page of its own](finetunejob-status.md).
+"""
+
+STATUS_INTRODUCTION = """# FineTuneJob's status: reference
+
+What the operator writes and `kubectl get ftj -o yaml` shows. Written by `make generate` from `services/llamero/spec/status.py`.
+Figures are text, since a status holds no floating-point numbers; times are RFC 3339 in UTC.
+"""
+
+ADAPTER_INTRODUCTION = """# Adapter: reference
+
+What a run publishes. It belongs to no job: deleting the job leaves it. Its `spec` is never changed once it is written. Written by
+`make generate` from `services/llamero/spec/adapter.py`.
+"""
+
+SETTINGS_INTRODUCTION = f"""# The operator's settings: reference
+
+A YAML file that `{SETTINGS_VARIABLE}` names, read once when the operator starts; the chart writes it from `settings` in its values.
+Environment variables take the place of: {", ".join(f"`{field}` (`{variable}`)" for variable, field in ENVIRONMENT.items())}.
+Written by `make generate` from `operator/llamero_operator/settings.py`.
 """
 
 
-def build_reference(schema: dict[str, Any]) -> str:
-    """A table of fields for the manifest and each of its parts, in the order in which they are met."""
-    definitions = schema["$defs"]
-    pages = [INTRODUCTION]
-    queue: list[tuple[str, dict[str, Any]]] = [("FineTuneJob", schema)]
-    seen = {"FineTuneJob"}
+def build_reference(introduction: str, name: str, schema: dict[str, Any]) -> str:
+    """A page: a table of fields for the model and each of its parts, in the order in which they are met."""
+    definitions = schema.get("$defs", {})
+    pages = [introduction]
+    queue: list[tuple[str, dict[str, Any]]] = [(name, schema)]
+    seen = {name}
     while queue:
         title, part = queue.pop(0)
         pages.append(f"\n## {title}\n\n{part.get('description', '').strip()}\n")
@@ -107,12 +137,31 @@ def _find_references(field: Any) -> list[str]:
     return [name for value in field for name in _find_references(value)] if isinstance(field, list) else []
 
 
-def main(arguments: list[str]) -> int:
+def format_crd(manifest: dict[str, Any]) -> str:
+    """A CRD as it stands in the chart."""
+    return CRD_HEADER + yaml.safe_dump(manifest, sort_keys=False, width=120, allow_unicode=True)
+
+
+def build_files() -> dict[Path, str]:
+    """Every generated file with its text."""
     schema = build_schema()
-    wanted = {
-        SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
-        REFERENCE: build_reference(schema),
+    files = {CRDS / f"{plural}.yaml": format_crd(manifest) for plural, manifest in build_crds().items()}
+    files[SCHEMA] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    pages = {
+        "finetunejob.md": build_reference(JOB_INTRODUCTION, "FineTuneJob", schema),
+        "finetunejob-status.md": build_reference(STATUS_INTRODUCTION, "JobStatus", _schema_of(JobStatus)),
+        "adapter.md": build_reference(ADAPTER_INTRODUCTION, "Adapter", _schema_of(Adapter)),
+        "settings.md": build_reference(SETTINGS_INTRODUCTION, "OperatorSettings", _schema_of(OperatorSettings)),
     }
+    return files | {REFERENCES / name: page for name, page in pages.items()}
+
+
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True)
+
+
+def main(arguments: list[str]) -> int:
+    wanted = build_files()
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
     if "--check" in arguments:
         for path in stale:

@@ -142,9 +142,11 @@ class DataSpec(SpecModel):
         description="What becomes of a record longer than training.sequenceLength: cut at turns into chunks (a single pair that is still "
         "too long is rejected), cut off at the end, or rejected.",
     )
-    domains: dict[ShortText, list[ShortText]] = Field(
-        default_factory=dict,
-        description="Lists of tags by domain for the statistics table; the first match wins, the rest is `other`.",
+    domains: Annotated[dict[ShortText, Annotated[list[ShortText], Field(max_length=256)]], Field(max_length=64)] = (
+        Field(
+            default_factory=dict,
+            description="Lists of tags by domain for the statistics table; the first match wins, the rest is `other`.",
+        )
     )
     workers: int = Field(2, ge=1, le=256, description="Processes (on a cluster: pods) that share the shards.")
     shard_records: int = Field(5000, ge=10, le=1_000_000, description="Records in a shard, the unit of work.")
@@ -176,13 +178,13 @@ class LoraSpec(SpecModel):
     layers: Annotated[list[int], Field(min_length=1, max_length=1024)] | None = Field(
         None, description="Only these layers get an adapter (by default all)."
     )
-    rank_pattern: dict[ShortText, int] = Field(
+    rank_pattern: Annotated[dict[ShortText, int], Field(max_length=64)] = Field(
         default_factory=dict, description="Other ranks for modules that match a pattern."
     )
-    alpha_pattern: dict[ShortText, float] = Field(
+    alpha_pattern: Annotated[dict[ShortText, float], Field(max_length=64)] = Field(
         default_factory=dict, description="Other alphas for modules that match a pattern."
     )
-    modules_to_save: list[ShortText] = Field(
+    modules_to_save: Annotated[list[ShortText], Field(max_length=32)] = Field(
         default_factory=list, description="Modules trained in full and saved with the adapter."
     )
     use_dora: bool = Field(False, description="Weight-decomposed LoRA (arXiv:2402.09353).")
@@ -195,7 +197,7 @@ class LoraSpec(SpecModel):
 class ResourcesSpec(SpecModel):
     """What a training pod asks for."""
 
-    gpu_class: list[ShortText] = cluster_only(
+    gpu_class: Annotated[list[ShortText], Field(max_length=16)] = cluster_only(
         default_factory=list, description="GPU classes of the operator's settings, in order of preference."
     )
     gpus: int = cluster_only(1, ge=0, le=16, description="GPUs of a pod; 0 trains on CPU.")
