@@ -480,12 +480,17 @@ def _format_path(path: tuple[str | int, ...]) -> str:
 
 def find_storage_problem(storage: StorageSettings) -> str | None:
     """Why no job can run with this storage, as a sentence; None where it is well."""
-    given = [n for n, v in (("uri", storage.uri), ("claim", storage.claim), ("hostPath", storage.host_path)) if v]
+    given = _storage_kinds(storage)
     if not given:
         return "The operator's settings name no storage: its administrator must set one of storage.uri, storage.claim and storage.hostPath."
     if len(given) > 1:
         return f"The operator's settings name {' and '.join(given)} as storage, where exactly one can be: its administrator must remove the others."
     return None
+
+
+def _storage_kinds(storage: StorageSettings) -> list[str]:
+    kinds = {"uri": storage.uri, "claim": storage.claim, "hostPath": storage.host_path}
+    return [name for name, value in kinds.items() if value]
 
 
 def _check(settings: OperatorSettings) -> Iterator[str]:
@@ -495,7 +500,7 @@ def _check(settings: OperatorSettings) -> Iterator[str]:
     elif not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         yield "redisUrl: it must begin with redis://, rediss:// or unix://"
     storage = settings.storage
-    given = [n for n, v in (("uri", storage.uri), ("claim", storage.claim), ("hostPath", storage.host_path)) if v]
+    given = _storage_kinds(storage)
     if len(given) > 1:
         yield f"storage: give exactly one of uri, claim and hostPath, not {' and '.join(given)}"
     if storage.secret_name and not storage.uri:

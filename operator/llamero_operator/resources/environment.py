@@ -1,6 +1,7 @@
 """What a pod's containers find in their environment: one builder for each concern, and the rules that a job's secrets must keep.
 
-Paths stand here and in args alone, never inside JSON: whoever maps a pod's folders elsewhere can translate them.
+Every path that a pod is to use stands here as a variable of its own, equal to where it is mounted; what a `WorkMessage` says of the
+storage's root is the same, and the variable counts.
 """
 
 import re
@@ -124,7 +125,7 @@ def build_attempt_environment(attempt: AttemptId, queue: str, settings: Operator
 
 def build_process_environment(pod: PodSettings) -> list[Manifest]:
     """What libraries need on a read-only root, under a uid without a name, within a CPU limit."""
-    variables = {"HOME": SCRATCH_PATH, "TMPDIR": TEMPORARY_PATH, "USER": "llamero", "PYTHONUNBUFFERED": "1"}
+    variables = {"HOME": SCRATCH_PATH, "USER": "llamero", "PYTHONUNBUFFERED": "1"}
     if pod.cpu_limit is not None:
         # Libraries count the node's cores, not the limit's, and would be throttled.
         variables["OMP_NUM_THREADS"] = str(round_up_cores(pod.cpu_limit))
