@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -392,6 +393,19 @@ def test_a_childs_name_labels_and_owner_say_whose_it_is(rendered: list[Rendered]
         labels = names.child_labels(one.world.name, one.world.uid, work.run, work.kind, work.attempt)
         assert labels.items() <= metadata["labels"].items()
         assert one.manifest["spec"]["template"]["metadata"]["labels"] == labels
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.34"])
+def test_a_job_with_a_name_that_is_refused_can_still_be_cleaned_up(make_world: MakeWorld, version: str) -> None:
+    parsed = parse_settings(SETTINGS["a claim and little else"], {"LLAMERO_REDIS_URL": "redis://redis"})
+    world = make_world(has_job=False, name="team.finance." + "x" * 39 + "." + "y" * 100)
+    (child,) = desired_children(world, [Work(WorkKind.CLEAN, 0, 1)], parsed)
+    kubernetes_validate.validate(child, version, strict=True)
+    metadata = child["metadata"]
+    for text in (metadata["name"], *metadata["labels"].values()):
+        assert len(text) <= 63
+        assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", text)
+    assert ".-" not in metadata["name"] and "-." not in metadata["name"]
 
 
 def test_pods_are_never_replaced_and_only_data_workers_are_several(rendered: list[Rendered]) -> None:

@@ -260,7 +260,8 @@ def test_what_is_no_quantity_is_refused(text: str) -> None:
 
 
 def test_quantities_are_added_and_cores_rounded_up() -> None:
-    assert add_quantities("10Gi", "2Gi", "1Gi") == "13312Mi"
+    assert add_quantities("10Gi", "2Gi", "1Gi") == "13Gi"
+    assert add_quantities("1Gi", "100Mi") == "1124Mi"
     assert add_quantities("1M", "1") == "1Mi"
     assert [round_up_cores(text) for text in ("1500m", "2", "100m")] == [2, 2, 1]
 

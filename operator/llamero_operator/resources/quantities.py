@@ -30,8 +30,9 @@ def parse_quantity(text: str) -> Decimal:
 
 
 def add_quantities(*texts: str) -> str:
-    """Their sum in bytes, as `Mi` rounded up."""
-    return f"{math.ceil(sum(map(parse_quantity, texts)) / _MIB)}Mi"
+    """Their sum in bytes, rounded up to `Mi`, written as Kubernetes does: `13Gi` rather than `13312Mi`."""
+    mib = math.ceil(sum(map(parse_quantity, texts)) / _MIB)
+    return f"{mib}Mi" if mib % 1024 else f"{mib // 1024}Gi"
 
 
 def round_up_cores(text: str) -> int:
