@@ -7,7 +7,7 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +112,7 @@ class AsyncApi:
         body: Object | None = None,
         content_type: str = "application/json",
         seconds: float = 30,
-        **parameters: str,
+        parameters: Mapping[str, str] | None = None,
     ) -> Object:
         """The answer's JSON. Raises ApiError for a refusal, aiohttp.ClientError or TimeoutError where no answer came."""
         if self._session is None:
@@ -132,7 +132,7 @@ class AsyncApi:
             return answer
 
     async def get(self, path: str, **parameters: str) -> Object:
-        return await self.request("GET", path, **parameters)
+        return await self.request("GET", path, parameters=parameters)
 
     async def create(self, path: str, body: Object) -> Object:
         return await self.request("POST", path, body)

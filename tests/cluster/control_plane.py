@@ -34,10 +34,16 @@ MEMORY_DISK_BYTES = 1 << 30
 LEFTOVER_PREFIX = "llamero-etcd-"
 
 # Off: what speaks to clouds, hands out certificates, or writes Endpoints with loopback addresses.
-LEFT_OUT = (
-    "endpoint endpointslice endpointslicemirroring cloud-node-lifecycle nodeipam route service attachdetach "
-    "csrsigning csrapproving csrcleaner bootstrapsigner tokencleaner persistentvolume-expander"
-).split()
+LEFT_OUT = [
+    "endpoint",
+    "endpointslice",
+    "endpointslicemirroring",
+    "cloud-node-lifecycle",
+    "nodeipam",
+    "route",
+    "service",
+]
+LEFT_OUT += ["attachdetach", "csrsigning", "csrapproving", "csrcleaner", "persistentvolume-expander"]
 
 STORAGE_CLASS = {
     "apiVersion": "storage.k8s.io/v1",
@@ -242,7 +248,11 @@ class ControlPlane:
 
     def service_account_kubeconfig(self, namespace: str, name: str, path: Path | None = None) -> Path:
         """A kubeconfig that acts as the service account (its token by TokenRequest), to test RBAC from outside a pod."""
-        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 86400}}
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 86400},
+        }
         account = path_of("v1", "ServiceAccount", namespace, name)
         token = self.api.request("POST", f"{account}/token", request)["status"]["token"]
         target = path or self.folder / f"{namespace}-{name}.kubeconfig"
@@ -386,7 +396,9 @@ class ControlPlane:
         self.install_crds(*self.crds)
 
     def _is_established(self, crd: str) -> bool:
-        status = self.api.get(path_of("apiextensions.k8s.io/v1", "CustomResourceDefinition", name=crd)).get("status", {})
+        status = self.api.get(path_of("apiextensions.k8s.io/v1", "CustomResourceDefinition", name=crd)).get(
+            "status", {}
+        )
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
         return conditions.get("Established") == "True"
 
@@ -412,7 +424,11 @@ def _version_of(server: Path) -> tuple[int, int]:
 
 
 def _fast_folder(folder: Path) -> Path:
-    if MEMORY_DISK.is_dir() and os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_BYTES:
+    if (
+        MEMORY_DISK.is_dir()
+        and os.access(MEMORY_DISK, os.W_OK)
+        and shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_BYTES
+    ):
         _remove_leftovers()
         return Path(tempfile.mkdtemp(prefix=f"{LEFTOVER_PREFIX}{os.getpid()}-", dir=MEMORY_DISK))
     return Path(tempfile.mkdtemp(prefix="etcd-", dir=folder))

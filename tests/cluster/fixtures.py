@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.control_plane import REPOSITORY, ControlPlane
+from cluster.faults import FaultProxy
 from cluster.node import NodeOptions, NodeThread
 from cluster.redis_server import RedisServer
 from cluster.runtimes import Runtime
@@ -75,6 +76,13 @@ def start_node(control_plane: ControlPlane) -> Iterator[StartNode]:
     yield start
     for node in started:
         node.stop()
+
+
+@pytest.fixture
+def fault_proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
+    """A proxy over TLS in front of the API server that misbehaves on demand, calm at first."""
+    with FaultProxy(control_plane.access, control_plane.server_pair) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -44,21 +44,23 @@ class KubeletServer:
             self._runner = None
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
-        where = tuple(request.match_info[part] for part in ("namespace", "pod", "container"))
+        namespace, pod, container = (request.match_info[part] for part in ("namespace", "pod", "container"))
         previous = request.query.get("previous") == "true"
         try:
-            path = self._find_log(*where, previous)
+            path = self._find_log(namespace, pod, container, previous)
         except KeyError:
-            raise web.HTTPNotFound(text=f"container {where[2]} of pod {where[0]}/{where[1]} is not on this node") from None
+            raise web.HTTPNotFound(text=f"container {container} of pod {namespace}/{pod} is not on this node") from None
         if path is None:
             kind = "previous terminated container" if previous else "container"
-            raise web.HTTPBadRequest(text=f'{kind} "{where[2]}" in pod "{where[1]}" has no log')
+            raise web.HTTPBadRequest(text=f'{kind} "{container}" in pod "{pod}" has no log')
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         tail = request.query.get("tailLines")
         limit = int(request.query.get("limitBytes") or 0)
         follow = request.query.get("follow") == "true" and not previous
-        await copy_log(path, response.write, tail, limit, lambda: follow and self._is_running(*where))
+        await copy_log(
+            path, response.write, tail, limit, lambda: follow and self._is_running(namespace, pod, container)
+        )
         await response.write_eof()
         return response
 

@@ -187,7 +187,11 @@ class ProcessNode:
         await self._appear()
 
     async def evict(
-        self, name: str, namespace: str, message: str = "The node was low on resource: memory.", grace_seconds: float | None = None
+        self,
+        name: str,
+        namespace: str,
+        message: str = "The node was low on resource: memory.",
+        grace_seconds: float | None = None,
     ) -> None:
         """Ends a pod as a kubelet under pressure does: phase Failed, reason Evicted; its object stays."""
         pod = self.pod(name, namespace)
@@ -321,7 +325,9 @@ class ProcessNode:
         """Renews the Lease; writes Ready again where the controllers took it away; registers anew where the object is gone."""
         while True:
             try:
-                await self.api.request("PATCH", self._lease, {"spec": self._lease_spec()}, "application/merge-patch+json", 5)
+                await self.api.request(
+                    "PATCH", self._lease, {"spec": self._lease_spec()}, "application/merge-patch+json", 5
+                )
                 node = await self.api.request("GET", self._path, seconds=5)
                 ready = [c["status"] for c in node["status"].get("conditions", []) if c["type"] == "Ready"]
                 if ready != ["True"]:
@@ -458,9 +464,7 @@ class NodeThread:
     ) -> None:
         self._thread = LoopThread(f"node {name}")
         self.name = name
-        self.node = ProcessNode(
-            access, folder, name, runtime=runtime, options=options, claims_folder=claims_folder
-        )
+        self.node = ProcessNode(access, folder, name, runtime=runtime, options=options, claims_folder=claims_folder)
 
     def __enter__(self) -> Self:
         self.start()
@@ -491,7 +495,11 @@ class NodeThread:
         self._thread.run(self.node.return_())
 
     def evict(
-        self, name: str, namespace: str, message: str = "The node was low on resource: memory.", grace_seconds: float | None = None
+        self,
+        name: str,
+        namespace: str,
+        message: str = "The node was low on resource: memory.",
+        grace_seconds: float | None = None,
     ) -> None:
         """As `ProcessNode.evict`."""
         self._thread.run(self.node.evict(name, namespace, message, grace_seconds), 120)

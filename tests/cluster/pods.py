@@ -141,7 +141,10 @@ class Pod:
         """Its containers ended unseen while the node was down, and must not run again."""
         self._is_lost = True
         for record in [*self.init, *self.main]:
-            record.end(Exit(137, "The container could not be located when the pod was found", "ContainerStatusUnknown"), now_text())
+            record.end(
+                Exit(137, "The container could not be located when the pod was found", "ContainerStatusUnknown"),
+                now_text(),
+            )
 
     def forget(self) -> None:
         """The object is gone from the API: nothing is written any more."""
@@ -283,7 +286,9 @@ class Pod:
             running.kill()
             del self.running[record.name]
         reason = self._reasons.pop(record.name, None)
-        record.end(outcome if reason is None else Exit(outcome.code, outcome.message, reason, outcome.signal), now_text())
+        record.end(
+            outcome if reason is None else Exit(outcome.code, outcome.message, reason, outcome.signal), now_text()
+        )
 
     async def _start(self, launch: Launch) -> Running:
         """Starts a container; where that is cancelled half-way, what was started is killed."""
@@ -480,7 +485,11 @@ class Pod:
 
     async def _flush(self) -> None:
         """Waits until the status at hand was written, or can't be."""
-        while self._writer is not None and not self._gone and (self._dirty.is_set() or self._written != self._bare_status()):
+        while (
+            self._writer is not None
+            and not self._gone
+            and (self._dirty.is_set() or self._written != self._bare_status())
+        ):
             self._written_event.clear()
             self._dirty.set()
             await self._written_event.wait()

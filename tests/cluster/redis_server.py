@@ -8,10 +8,13 @@ from types import TracebackType
 from typing import Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cluster.processes import Daemon, StartError, free_port
 
 START_SECONDS = 20
+NO_RETRY = Retry(NoBackoff(), 0)
 
 
 class RedisServer:
@@ -50,8 +53,10 @@ class RedisServer:
 
     @property
     def client(self) -> "redis.Redis":
-        """A client of database 0 that answers strings; close it, or use it as a context manager."""
-        return redis.Redis(host=self.host, port=self.port, password=self.password, decode_responses=True)
+        """A client of database 0 that answers strings and never tries again; close it, or use it as a context manager."""
+        return redis.Redis(
+            host=self.host, port=self.port, password=self.password, decode_responses=True, retry=NO_RETRY
+        )
 
     def start(self) -> None:
         """Starts it (again, on the same port) and waits until it answers. Raises StartError with the log's tail."""

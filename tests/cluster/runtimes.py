@@ -13,6 +13,7 @@ Object = dict[str, Any]
 TERMINATED_BY_SIGTERM = 128 + 15
 TERMINATED_BY_SIGKILL = 128 + 9
 MESSAGE_BYTES = 4096
+NO_MOUNTS = Mounts(())
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Launch:
     restart: int
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    mounts: Mounts = Mounts(())
+    mounts: Mounts = NO_MOUNTS
     node_environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the node adds; mount paths are not replaced in them."""
 

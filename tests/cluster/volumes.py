@@ -4,7 +4,6 @@ Folders of PersistentVolumeClaims are made by `storage`; what path a container s
 """
 
 import base64
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -142,7 +141,7 @@ class Volumes:
 
     async def _object_files(self, kind: str, source: Object, mode: int) -> Files:
         mode = source.get("defaultMode", mode)
-        name = source.get("name") or source.get("secretName")
+        name: str = source.get("name") or source["secretName"]
         found = await self._get(kind, name, bool(source.get("optional")))
         if found is None:
             return {}
@@ -224,7 +223,7 @@ def write_files(folder: Path, files: Files) -> None:
     before = link.resolve() if link.is_symlink() else None
     fresh = folder / "..data_new"
     fresh.symlink_to(version.name)
-    os.replace(fresh, link)
+    fresh.replace(link)
     tops = {name.split("/")[0] for name in files}
     for top in tops:
         if not (folder / top).is_symlink():
