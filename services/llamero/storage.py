@@ -361,8 +361,8 @@ def _describe_folder(folder: Path) -> tuple[bytes, list[FileEntry]]:
         content = path.read_bytes()
         return content, [FileEntry.model_validate(f) for f in json.loads(content)["files"]]
     entries = describe_files(folder)
-    content = {"schemaVersion": SCHEMA_VERSION, "files": [e.to_json_dict() for e in entries]}
-    return json.dumps(content, indent=2).encode() + b"\n", entries
+    made = {"schemaVersion": SCHEMA_VERSION, "files": [e.to_json_dict() for e in entries]}
+    return json.dumps(made, indent=2).encode() + b"\n", entries
 
 
 def is_whole(uri: str, manifest: bytes, entries: Iterable[FileEntry]) -> bool:

@@ -6,7 +6,7 @@ get here is `fetching`'s business, loading a model is `loading`'s.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from llamero.model import fetching
 from llamero.model.errors import ModelError
 from llamero.model.fetching import OnProgress, missing_weights, read_json
 from llamero.spec.job import BaseModelRef
+from llamero.spec.results import FileEntry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,15 +66,26 @@ def check_base(folder: Path) -> None:
         )
 
 
-def base_digest(folder: Path, known: Mapping[str, str] | None = None) -> str:
-    """sha256 in hex over the sorted lines `<sha256>  <name>` of config, tokenizer and weights.
+def base_digest(folder: Path) -> str:
+    """sha256 in hex over the lines `<sha256>  <name>`, sorted by name, of config, tokenizer and weights.
 
-    `known` sha256 by name save reading those files; so does the hub's cache, where a weight file is a link to a blob that is
-    named by its sha256.
+    In the hub's cache a weight file is a link to a blob that is named by its sha256, which saves reading it.
     """
-    names = sorted({n for n in _DIGESTED if (folder / n).is_file()} | {p.name for p in folder.glob("*.safetensors")})
-    lines = (f"{(known or {}).get(n) or _digest_file(folder / n)}  {n}\n" for n in names)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    names = (p.name for p in folder.iterdir() if _is_digested(p.name) and p.is_file())
+    return _digest_lines({name: _digest_file(folder / name) for name in names})
+
+
+def digest_base_files(files: Iterable[FileEntry]) -> str:
+    """`base_digest` of the folder that a manifest speaks of, without reading it."""
+    return _digest_lines({f.name: f.sha256 for f in files if _is_digested(f.name)})
+
+
+def _is_digested(name: str) -> bool:
+    return name in _DIGESTED or (name.endswith(".safetensors") and "/" not in name)
+
+
+def _digest_lines(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{digests[n]}  {n}\n" for n in sorted(digests)).encode()).hexdigest()
 
 
 def load_tokenizer(folder: Path, template: str = "base", new_tokens: Sequence[str] = ()) -> "PreTrainedTokenizerBase":

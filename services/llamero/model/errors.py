@@ -11,3 +11,7 @@ class TemplateError(ModelError):
 
 class SelfTestError(ModelError):
     """Packed and single logits differ: documents would leak into each other, so training is refused."""
+
+
+class Unreachable(ModelError):
+    """A hub or store that does not answer, or not now: trying again later may mend it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llamero import storage
-from llamero.model.errors import ModelError
+from llamero.model.errors import ModelError, Unreachable
 from llamero.spec.progress import Progress
 
 OnProgress = Callable[[Progress], None]
@@ -53,38 +53,45 @@ def fetch_from_hub(
         bar = _progress_bar(name, on_progress)
         return Path(api.snapshot_download(name, cache_dir=caches[1], tqdm_class=bar, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ModelError(_explain(error, name, revision, endpoint)) from error
+        raise _explain(error, name, revision, endpoint) from error
 
 
-def _explain(error: BaseException, name: str, revision: str | None, endpoint: str) -> str:
-    """What the hub's refusal means and what to do, in one sentence."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+def _explain(error: BaseException, name: str, revision: str | None, endpoint: str) -> ModelError:
+    """What the hub's refusal means and what to do, in one sentence; Unreachable where it may answer another time."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__  # the library wraps a refusal in "not in the local cache"
     page = f"{endpoint}/{name}"
     if cause is None:
-        return (
+        return Unreachable(
             f"{name}@{revision} is not in the local cache and {endpoint} can't be reached ({type(error).__name__}): check the network or "
             "HF_ENDPOINT, or name a local folder by baseModel.uri."
         )
     status = cause.response.status_code
     if isinstance(cause, GatedRepoError):
-        return (
+        return ModelError(
             f"{name} asks for its licence to be accepted (HTTP {status}): accept it at {page} and give a token of that account by "
             "baseModel.secretRef."
         )
     if isinstance(cause, RevisionNotFoundError):
-        return f"{name} has no revision {revision} (HTTP {status}): take a commit from {page}/commits/main."
+        return ModelError(f"{name} has no revision {revision} (HTTP {status}): take a commit from {page}/commits/main.")
     if isinstance(cause, RepositoryNotFoundError):
-        return (
+        return ModelError(
             f"{name} does not exist or is private (HTTP {status}): check the name at {page}; a private or gated model needs its licence "
             "accepted there and a token by baseModel.secretRef."
         )
     if status in (401, 403):
-        return f"{name} may not be read with this token (HTTP {status}): see its licence page {page} and baseModel.secretRef."
-    return f"{name}@{revision} can't be fetched from {endpoint} (HTTP {status}): try again later."
+        return ModelError(
+            f"{name} may not be read with this token (HTTP {status}): see its licence page {page} and baseModel.secretRef."
+        )
+    return Unreachable(f"{name}@{revision} can't be fetched from {endpoint} (HTTP {status}): try again later.")
 
 
 def _progress_bar(name: str, on_progress: OnProgress | None) -> type | None:
@@ -121,17 +128,25 @@ def fetch_from_store(uri: str, cache: Path, token: str | None) -> Path:
     Raises ModelError.
     """
     try:
-        listed = [f for f in storage.list_files(uri, token) if Path(f).match("*.*")]
-        wanted = [f for f in listed if any(Path(f).match(p) for p in BASE_FILES)]
-        tag = hashlib.sha256("".join(f"{f} {storage.fingerprint_uri(f, token)}\n" for f in wanted).encode()).hexdigest()
-        folder = cache / "bases" / tag[:32]
+        folder = cache / "bases" / tag_store(uri, token)
         done = folder / ".complete"
         if not done.is_file():
             storage.download_folder(uri, folder, BASE_FILES, token)
             done.touch()
     except storage.StorageError as error:
-        raise ModelError(f"The base model can't be fetched: {error}") from error
+        raise Unreachable(f"The base model can't be fetched: {error}") from error
     return folder
+
+
+def tag_store(uri: str, token: str | None) -> str:
+    """What changes when the files of a base in an object store do. Raises Unreachable."""
+    try:
+        listed = [f for f in storage.list_files(uri, token) if Path(f).match("*.*")]
+        wanted = [f for f in listed if any(Path(f).match(p) for p in BASE_FILES)]
+        lines = [f"{f} {storage.fingerprint_uri(f, token)}\n" for f in wanted]
+    except storage.StorageError as error:
+        raise Unreachable(f"The base model can't be fetched: {error}") from error
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
 def missing_weights(folder: Path) -> str | None:

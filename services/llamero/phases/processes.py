@@ -119,13 +119,13 @@ def run_phase(
     on_progress: Callable[[Progress], None],
     progress_deadline_seconds: float,
     deadline: float | None = None,
-    stop: threading.Event | None = None,
+    stop: Callable[[], bool] = lambda: False,
     grace_seconds: float = GRACE_SECONDS,
 ) -> PhaseEnd:
     """Run a phase's process to its end.
 
     One that reports nothing for `progress_deadline_seconds` is ended and counts as hung; `deadline` is a time of
-    `time.monotonic()`. When `stop` is set the process is told to end and has `grace_seconds` for it. Raises Interrupted after
+    `time.monotonic()`. When `stop` says so the process is told to end and has `grace_seconds` for it. Raises Interrupted after
     the process has ended where this one was told to end by `interrupt_on_signals`.
     """
     process = start_process(module, [str(config)], log)
@@ -140,7 +140,7 @@ def run_phase(
                     line = lines.get(timeout=POLL_SECONDS)
                 except queue.Empty:
                     now = time.monotonic()
-                    if stop is not None and stop.is_set():
+                    if stop():
                         return PhaseEnd(stop_process(process, grace_seconds), stopped=True)
                     if deadline is not None and now > deadline:
                         return PhaseEnd(stop_process(process), overdue=True)
@@ -150,7 +150,7 @@ def run_phase(
                     continue
                 if line is None:
                     break
-                if stop is not None and stop.is_set():
+                if stop():
                     return PhaseEnd(stop_process(process, grace_seconds), stopped=True)
                 event = Progress.from_line(line)
                 if event is None:

@@ -3,6 +3,7 @@
 Paths are `pathlib.PurePosixPath`-like joins on URIs or local folders; nothing here touches a disk.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def child_labels(job: str, uid: str, run: int, kind: str, attempt: int) -> dict[
         "app.kubernetes.io/name": "llamero",
         "app.kubernetes.io/component": kind,
         "app.kubernetes.io/managed-by": FIELD_MANAGER,
-        LABEL_JOB: job,
+        LABEL_JOB: job[:MAX_NAME].rstrip("-."),  # a job whose name is refused may have to be cleaned up all the same
         LABEL_UID: uid,
         LABEL_RUN: str(run),
         LABEL_KIND: kind,
@@ -163,7 +164,7 @@ def child_labels(job: str, uid: str, run: int, kind: str, attempt: int) -> dict[
 def child_job_name(job: str, uid: str, run: int, kind: str, attempt: int) -> str:
     """`<job>-r<run>-<kind>-<attempt>-<uid5>`: the same for the same attempt, and never that of a job made again under an old name."""
     tail = f"-{run_name(run)}-{kind}-{attempt}-{uid.replace('-', '')[:5]}"
-    return job[: MAX_NAME - len(tail)].rstrip("-") + tail
+    return job[: MAX_NAME - len(tail)].rstrip("-.") + tail
 
 
 def queue_name(uid: str, run: int, kind: str, attempt: int) -> str:
@@ -183,7 +184,12 @@ def progress_key(uid: str, run: int, kind: str, attempt: int) -> str:
 
 def redis_patterns(uid: str) -> tuple[str, ...]:
     """Patterns of every Redis key that belongs to a job: queues, kombu's bindings of them, progress."""
-    return (f"llamero.{uid}.*", f"_kombu.binding.llamero.{uid}.*", f"llamero:progress:{uid}:*")
+    return (
+        f"llamero.{uid}.*",
+        f"_kombu.binding.llamero.{uid}.*",
+        f"_kombu.binding_permanent.llamero.{uid}.*",
+        f"llamero:progress:{uid}:*",
+    )
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,73 @@ class JobStorage:
         return f"{self.adapters}/{adapter_resource_name(self.job, run)}/{sha256}"
 
 
+@dataclass(frozen=True)
+class AttemptFolder:
+    """What lies in a pod's own prefix (`JobStorage.attempt`); each part has a manifest of its own, written last."""
+
+    prefix: str
+
+    @property
+    def data(self) -> str:
+        return f"{self.prefix}/data"
+
+    @property
+    def checkpoints(self) -> str:
+        return f"{self.prefix}/checkpoints"
+
+    def checkpoint(self, step: int) -> str:
+        return f"{self.checkpoints}/{checkpoint_name(step)}"
+
+    @property
+    def training_result(self) -> str:
+        """Written after everything else of a training: where it stands, the training is done."""
+        return f"{self.checkpoints}/result.json"
+
+    @property
+    def adapter(self) -> str:
+        return f"{self.prefix}/adapter"
+
+    @property
+    def merged(self) -> str:
+        return f"{self.prefix}/merged"
+
+    @property
+    def evaluation(self) -> str:
+        return f"{self.prefix}/evaluation"
+
+    @property
+    def report_html(self) -> str:
+        return f"{self.prefix}/report.html"
+
+    @property
+    def report_json(self) -> str:
+        return f"{self.prefix}/report.json"
+
+    @property
+    def coordinator(self) -> str:
+        """The beat of the pod that coordinates a preparation, and how it ended."""
+        return f"{self.prefix}/coordinator.json"
+
+
+def parse_attempt_folder(name: str) -> int | None:
+    """3 for `a3-1f0c2d4e`; None where the name is not that of a pod's prefix."""
+    number, dash, _ = name.removeprefix("a").partition("-")
+    return int(number) if name.startswith("a") and dash and number.isdigit() else None
+
+
+def parse_log_name(name: str) -> tuple[str, int, str] | None:
+    """Kind, attempt and pod of a kept log's name (`train-a2-some-pod.log`); None where it is not one."""
+    kind, dash, rest = name.removesuffix(".log").partition("-a")
+    attempt, second, pod = rest.partition("-")
+    is_log = name.endswith(".log") and dash and second and attempt.isdigit()
+    return (kind, int(attempt), pod) if is_log else None
+
+
 def base_storage(root: str, key: str) -> str:
     """Where a fetched base model lies, shared by all jobs; `key` names base and revision."""
     return f"{root.rstrip('/')}/models/{key}"
+
+
+def base_key(name: str, revision: str) -> str:
+    """The folder of a fetched base: `meta-llama--Llama-3.2-1B@<revision>`; of one with a long URI the end alone."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '--', name)[-120:].strip('-')}@{revision}"

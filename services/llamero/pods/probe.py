@@ -1,0 +1,22 @@
+"""The pod that looks whether a job's data has changed: it lists and fingerprints the sources and reads no record."""
+
+from llamero.lifecycle.failures import PhaseExit
+from llamero.pods.inputs import bring_base, place_job
+from llamero.pods.pod import AttemptFailure, Pod
+from llamero.spec.tasks import Outcome, WorkMessage
+
+
+def probe(message: WorkMessage, pod: Pod) -> Outcome:
+    """Do a `probe` attempt: the digest that the data would have now. Raises AttemptFailure, ModelError, StorageError."""
+    from llamero.data.prepare import DataError, plan_data
+
+    job = place_job(message.manifest, pod.settings.storage)
+    if message.base is not None:
+        digest = message.base.digest
+    else:
+        digest = bring_base(message, job.spec, pod, with_weights=False)[0].digest
+    try:
+        plan = plan_data(job.spec, digest)
+    except DataError as error:
+        raise AttemptFailure(PhaseExit.DATA_ERROR, str(error)) from error
+    return pod.answer(PhaseExit.DONE).model_copy(update={"data_digest": plan.digest})
