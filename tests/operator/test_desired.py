@@ -107,7 +107,17 @@ def test_a_key_may_not_take_the_place_of_the_storages_credentials(make_job: Make
 
 
 @pytest.mark.parametrize(
-    "variable", ["LLAMERO_STORAGE", "POD_IP", "HOME", "HF_HOME", "OMP_NUM_THREADS", "SSL_CERT_FILE", "HTTPS_PROXY"]
+    "variable",
+    [
+        "LLAMERO_STORAGE",
+        "POD_IP",
+        "HOME",
+        "HF_HOME",
+        "OMP_NUM_THREADS",
+        "SSL_CERT_FILE",
+        "HTTPS_PROXY",
+        "NVIDIA_VISIBLE_DEVICES",
+    ],
 )
 def test_no_secret_takes_the_place_of_what_every_pod_is_given(make_job: MakeJob, variable: str) -> None:
     assert len(find_cluster_problems(make_job(data={"sources": [secret("a", variable)]}), SETTINGS)) == 1

@@ -44,8 +44,11 @@ _SECRETS_OF: dict[WorkKind, tuple[str, ...]] = {
 
 _ENV_NAME = re.compile(r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
 _RESERVED = re.compile(
-    r"^(LLAMERO_.*|POD_IP|PATH|HOME|USER|TMPDIR|HOSTNAME|LD_.*|PYTHON.*|OMP_NUM_THREADS|HF_HOME|HF_ENDPOINT|HF_HUB_OFFLINE|HF_HUB_DISABLE_TELEMETRY"
-    r"|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|AWS_CA_BUNDLE|(HTTPS?|NO)_PROXY|(https?|no)_proxy)$"
+    # what the pod itself is given
+    r"^(LLAMERO_.*|POD_IP|HF_HOME|HF_ENDPOINT|HF_HUB_.*|OMP_NUM_THREADS|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|AWS_CA_BUNDLE"
+    r"|(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy"
+    # what changes how programs start and what they may see, a node's other GPUs included
+    r"|PATH|HOME|USER|TMPDIR|HOSTNAME|LD_.*|PYTHON.*|CELERY_.*|NVIDIA_.*|CUDA_.*)$"
 )
 _STORAGE_KEYS = re.compile(r"^(AWS|GOOGLE|GCS|AZURE)_")
 
