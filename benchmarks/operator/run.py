@@ -10,6 +10,7 @@ good answer. Prints a table and, as its last line, the marks as JSON. What is co
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 import tempfile
