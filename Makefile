@@ -21,7 +21,7 @@ demo: setup ## Take the quickstart from raw data to a chat page (ARGS=--no-serve
 
 .PHONY: test
 test: ## Set up everything and run all tests (ARGS passes options to pytest)
-	@scripts/setup.sh python browser
+	@scripts/setup.sh python browser cluster
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: check

