@@ -7,14 +7,17 @@ from typing import Any
 
 from cluster.control_plane import ControlPlane
 from cluster.fixtures import StartNode
+from cluster.node import NodeThread
 from cluster.observing import job_condition, pods_of, terminated
 from cluster.waiting import until
 
 from llamero.lifecycle.world import Capabilities, Work, World
 from llamero.spec.job import FineTuneJob
+from llamero.spec.names import JobStorage
 from llamero.spec.status import WorkKind
-from llamero.spec.tasks import AttemptId, WorkMessage
+from llamero.spec.tasks import AttemptId, Outcome, WorkMessage
 from llamero_operator.desired import desired_children
+from llamero_operator.messages import attempt_id
 from llamero_operator.resources.redis_secret import build_redis_secret
 from llamero_operator.settings import parse_settings
 
@@ -77,6 +80,42 @@ def test_pods_of_every_kind_find_what_the_environment_promises(
         assert terminated(pod)["exitCode"] == 0, terminated(pod)
         check_answer(pod, json.loads(terminated(pod)["message"]), world)
     assert len(list(storage.glob("*.txt"))) == len(works)
+
+
+def test_the_rendered_clean_up_removes_a_jobs_files_though_its_spec_is_wrong_by_now(
+    control_plane: ControlPlane,
+    cluster_node: NodeThread,
+    namespace: str,
+    make_world: MakeWorld,
+    make_job: MakeJob,
+    tmp_path: Path,
+) -> None:
+    storage = tmp_path / "storage"
+    settings = parse_settings({"storage": {"hostPath": str(storage)}}, {"LLAMERO_REDIS_URL": "redis://127.0.0.1:1/0"})
+    created = control_plane.api.create({**make_job().to_json_dict(), "metadata": {"name": "tutor"}}, namespace)
+    world = make_world(
+        has_job=False,
+        namespace=namespace,
+        uid=created["metadata"]["uid"],
+        capabilities=Capabilities(job_suspend=False, version=(1, 20)),
+    )
+    mine = Path(JobStorage(str(storage), namespace, world.name, world.uid).prefix)
+    other = Path(JobStorage(str(storage), namespace, world.name, "ffffffff-1111").prefix)
+    for folder in (mine, other):
+        (folder / "r1").mkdir(parents=True)
+        (folder / "r1" / "left.txt").write_text("left")
+
+    # There is no Secret `llamero-redis` in this namespace: a clean-up does without.
+    (manifest,) = desired_children(world, [Work(WorkKind.CLEAN, 0, 1)], settings)
+    control_plane.api.create(manifest)
+    name = manifest["metadata"]["name"]
+    ended = until(lambda: job_condition(control_plane, namespace, name), "the clean-up to end", seconds=90)
+    (pod,) = pods_of(control_plane, namespace)
+    assert ended == "Complete", terminated(pod)
+    outcome = Outcome.from_termination_message(terminated(pod)["message"])
+    assert outcome is not None and outcome.exit_code == 0
+    assert outcome.id == attempt_id(world, Work(WorkKind.CLEAN, 0, 1))
+    assert not mine.exists() and (other / "r1" / "left.txt").exists()
 
 
 def check_answer(pod: dict[str, Any], answer: dict[str, Any], world: World) -> None:
