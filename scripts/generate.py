@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from chart_values import ChartValues, build_values_schema
 from pydantic import BaseModel
 
 from llamero.cli.main import build_schema
@@ -18,7 +19,9 @@ from llamero.spec.status import JobStatus
 from llamero_operator.settings import ENVIRONMENT, SETTINGS_VARIABLE, OperatorSettings
 
 REPOSITORY = Path(__file__).parent.parent
-CRDS = REPOSITORY / "charts" / "llamero" / "crds"
+CHART = REPOSITORY / "charts" / "llamero"
+CRDS = CHART / "crds"
+VALUES_SCHEMA = CHART / "values.schema.json"
 REFERENCES = REPOSITORY / "docs" / "reference"
 SCHEMA = REFERENCES / "finetunejob.schema.json"
 
@@ -56,13 +59,21 @@ Environment variables take the place of: {", ".join(f"`{field}` (`{variable}`)" 
 Written by `make generate` from `operator/llamero_operator/settings.py`.
 """
 
+VALUES_INTRODUCTION = """# The chart's values: reference
 
-def build_reference(introduction: str, name: str, schema: dict[str, Any]) -> str:
-    """A page: a table of fields for the model and each of its parts, in the order in which they are met."""
+Every field of `charts/llamero/values.yaml`, where the defaults stand. What goes under `settings` has [a page of its own](settings.md).
+Written by `make generate` from `scripts/chart_values.py`.
+"""
+
+
+def build_reference(
+    introduction: str, name: str, schema: dict[str, Any], elsewhere: frozenset[str] = frozenset()
+) -> str:
+    """A page: a table of fields for the model and each of its parts, in the order in which they are met, but those `elsewhere`."""
     definitions = schema.get("$defs", {})
     pages = [introduction]
     queue: list[tuple[str, dict[str, Any]]] = [(name, schema)]
-    seen = {name}
+    seen = {name, *elsewhere}
     while queue:
         title, part = queue.pop(0)
         pages.append(f"\n## {title}\n\n{part.get('description', '').strip()}\n")
@@ -146,11 +157,15 @@ def build_files() -> dict[Path, str]:
     """Every generated file with its text."""
     schema = build_schema()
     files = {CRDS / f"{plural}.yaml": format_crd(manifest) for plural, manifest in build_crds().items()}
+    files[VALUES_SCHEMA] = json.dumps(build_values_schema(), indent=2, ensure_ascii=False) + "\n"
     files[SCHEMA] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
     pages = {
         "finetunejob.md": build_reference(JOB_INTRODUCTION, "FineTuneJob", schema),
         "finetunejob-status.md": build_reference(STATUS_INTRODUCTION, "JobStatus", _schema_of(JobStatus)),
         "adapter.md": build_reference(ADAPTER_INTRODUCTION, "Adapter", _schema_of(Adapter)),
+        "values.md": build_reference(
+            VALUES_INTRODUCTION, "ChartValues", _schema_of(ChartValues), elsewhere=frozenset({"OperatorSettings"})
+        ),
         "settings.md": build_reference(SETTINGS_INTRODUCTION, "OperatorSettings", _schema_of(OperatorSettings)),
     }
     return files | {REFERENCES / name: page for name, page in pages.items()}

@@ -1,0 +1,226 @@
+{{/* Every name, label and derived setting of the chart; templates build none themselves. */}}
+
+{{- define "llamero.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "llamero.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "llamero.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "llamero.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "llamero.operatorName" -}}{{ include "llamero.fullname" . }}-operator{{- end -}}
+{{- define "llamero.redisName" -}}{{ include "llamero.fullname" . }}-redis{{- end -}}
+{{- define "llamero.settingsName" -}}{{ include "llamero.fullname" . }}-settings{{- end -}}
+{{- define "llamero.workersName" -}}{{ include "llamero.fullname" . }}-workers{{- end -}}
+{{- define "llamero.defaultDenyName" -}}{{ include "llamero.fullname" . }}-default-deny{{- end -}}
+{{- define "llamero.leaseRoleName" -}}{{ include "llamero.fullname" . }}-lease{{- end -}}
+{{- define "llamero.viewRoleName" -}}{{ include "llamero.fullname" . }}-view{{- end -}}
+{{- define "llamero.editRoleName" -}}{{ include "llamero.fullname" . }}-edit{{- end -}}
+
+{{/* Cluster-wide objects carry the namespace, so that two releases of one name do not meet. */}}
+{{- define "llamero.clusterRoleName" -}}{{ .Release.Namespace }}-{{ include "llamero.operatorName" . }}{{- end -}}
+
+{{- define "llamero.serviceAccountName" -}}
+{{- default (include "llamero.operatorName" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{/* Labels that a component's selectors use; call with (dict "root" . "component" "operator"). */}}
+{{- define "llamero.selector" -}}
+app.kubernetes.io/name: {{ include "llamero.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "llamero.labels" -}}
+{{ include "llamero.selector" . }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Labels of the pods that the operator makes for jobs (llamero.spec.names.child_labels). */}}
+{{- define "llamero.workerSelector" -}}
+app.kubernetes.io/name: llamero
+app.kubernetes.io/managed-by: llamero-operator
+{{- end -}}
+
+{{/* -- settings --------------------------------------------------------------------------------------------------- */}}
+
+{{- define "llamero.image" -}}
+{{- $given := dig "images" .component "" .root.Values.settings -}}
+{{- if $given -}}
+{{- $given -}}
+{{- else -}}
+{{- $registry := ternary "" (printf "%s/" (trimSuffix "/" .root.Values.images.registry)) (empty .root.Values.images.registry) -}}
+{{- printf "%sllamero-%s:%s" $registry .component (default .root.Chart.AppVersion .root.Values.images.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "llamero.storageClaim" -}}
+{{- default (printf "%s-storage" (include "llamero.fullname" .)) .Values.storage.claimName -}}
+{{- end -}}
+
+{{/* Whether the settings leave the storage to the chart. */}}
+{{- define "llamero.createsStorage" -}}
+{{- $storage := default dict .Values.settings.storage -}}
+{{- if and .Values.storage.create (not $storage.uri) (not $storage.claim) (not $storage.hostPath) -}}true{{- end -}}
+{{- end -}}
+
+{{/* The operator's settings as YAML: `settings` of the values, with what the chart itself decides. */}}
+{{- define "llamero.settings" -}}
+{{- $settings := deepCopy .Values.settings -}}
+{{- $images := dict -}}
+{{- range $component := list "operator" "data" "trainer" -}}
+{{- $_ := set $images $component (include "llamero.image" (dict "root" $ "component" $component)) -}}
+{{- end -}}
+{{- $_ := set $settings "images" $images -}}
+{{- if include "llamero.createsStorage" . -}}
+{{- $_ := set $settings "storage" (merge (dict "claim" (include "llamero.storageClaim" .)) (default dict $settings.storage)) -}}
+{{- end -}}
+{{- if gt (int .Values.operator.replicas) 1 -}}
+{{- $_ := set $settings "lease" (merge (dict "enabled" true) (default dict $settings.lease)) -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end -}}
+
+{{- define "llamero.healthPort" -}}{{ dig "healthPort" 8080 .Values.settings | int }}{{- end -}}
+{{- define "llamero.metricsPort" -}}{{ dig "metricsPort" 9090 .Values.settings | int }}{{- end -}}
+{{- define "llamero.leaseName" -}}{{ dig "lease" "name" "llamero-operator" .Values.settings }}{{- end -}}
+{{- define "llamero.leaseNamespace" -}}{{ dig "lease" "namespace" .Release.Namespace .Values.settings }}{{- end -}}
+{{- define "llamero.usesLease" -}}
+{{- if or (gt (int .Values.operator.replicas) 1) (dig "lease" "enabled" false .Values.settings) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Namespaces that the chart itself can prepare for jobs: those named in the settings, else its own. As a JSON list. */}}
+{{- define "llamero.jobNamespaces" -}}
+{{- $named := default list .Values.settings.namespaces -}}
+{{- ternary $named (list .Release.Namespace) (gt (len $named) 0) | toJson -}}
+{{- end -}}
+
+{{/* -- Redis ------------------------------------------------------------------------------------------------------ */}}
+
+{{- define "llamero.redisMode" -}}
+{{- if .Values.redis.existingSecret.name -}}existing{{- else if .Values.redis.url -}}external{{- else -}}own{{- end -}}
+{{- end -}}
+
+{{- define "llamero.redisSecretName" -}}{{ default (include "llamero.redisName" .) .Values.redis.existingSecret.name }}{{- end -}}
+{{- define "llamero.redisSecretKey" -}}
+{{- ternary .Values.redis.existingSecret.key "url" (eq (include "llamero.redisMode" .) "existing") -}}
+{{- end -}}
+
+{{/* -- pods ------------------------------------------------------------------------------------------------------- */}}
+
+{{/* A pod's securityContext: restricted, with the ids of settings.security (null leaves one to the cluster). */}}
+{{- define "llamero.podSecurity" -}}
+{{- $security := default dict .Values.settings.security -}}
+runAsNonRoot: true
+{{- range $field, $target := dict "uid" "runAsUser" "gid" "runAsGroup" "fsGroup" "fsGroup" }}
+{{- $id := ternary (get $security $field) 10001 (hasKey $security $field) }}
+{{- if $id }}
+{{ $target }}: {{ int64 $id }}
+{{- end }}
+{{- end }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "llamero.containerSecurity" -}}
+allowPrivilegeEscalation: false
+privileged: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* Placement and pull secrets of one of the chart's own pods; call with (dict "root" . "values" .Values.operator). */}}
+{{- define "llamero.placement" -}}
+{{- with .root.Values.settings.imagePullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* -- rights ----------------------------------------------------------------------------------------------------- */}}
+
+{{/* What the operator may do in a namespace with jobs; docs/install.md says why for each line. */}}
+{{- define "llamero.operatorRules" -}}
+- apiGroups: [llamero.dev]
+  resources: [finetunejobs]
+  verbs: [get, list, watch, update, patch, delete]
+- apiGroups: [llamero.dev]
+  resources: [finetunejobs/status]
+  verbs: [get, update, patch]
+- apiGroups: [llamero.dev]
+  resources: [finetunejobs/finalizers]
+  verbs: [update]
+- apiGroups: [llamero.dev]
+  resources: [adapters]
+  verbs: [get, list, watch, create]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [llamero-redis]
+  verbs: [update, patch]
+{{- end -}}
+
+{{/* -- network ---------------------------------------------------------------------------------------------------- */}}
+
+{{- define "llamero.dnsEgress" -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end -}}
+
+{{/* To Redis: the chart's own by its labels, another by the ports of networkPolicy.redisPorts. */}}
+{{- define "llamero.redisEgress" -}}
+{{- if eq (include "llamero.redisMode" .) "own" -}}
+- to:
+    - namespaceSelector: {}
+      podSelector:
+        matchLabels: {{- include "llamero.selector" (dict "root" . "component" "redis") | nindent 10 }}
+  ports:
+    - port: 6379
+{{- else -}}
+- ports:
+    {{- range .Values.networkPolicy.redisPorts }}
+    - port: {{ . }}
+    {{- end }}
+{{- end -}}
+{{- end -}}
