@@ -212,6 +212,6 @@ class WorkerPool:
         shard = read_shard(Path(answer["folder"]), read_content=False)
         if shard is None:
             raise RuntimeError(f"{answer['folder']} was reported done but is torn")
-        shard = Shard(shard.folder, shard.files, shard.summary, is_reused=answer["reused"])
+        shard = Shard(shard.uri, shard.files, shard.summary, is_reused=answer["reused"])
         shards[number] = shard
         on_done(number, shard)

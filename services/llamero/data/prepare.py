@@ -4,20 +4,22 @@ import errno
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llamero.data.coordinator import STAGING, Coordinator, OnProgress
-from llamero.data.coordinator import DataPlan as DataPlan
 from llamero.data.errors import DataError as DataError
+from llamero.data.errors import NoSpaceError as NoSpaceError
 from llamero.data.pool import InlineRunner, TaskRunner, WorkerPool
 from llamero.data.shards import code_version, remove_partials
+from llamero.data.shared import SharedFiles
+from llamero.data.sources import DataPlan as DataPlan
 from llamero.data.sources import SourceFile, find_files, name_sources
 from llamero.spec.digest import data_recipe, digest_json
 from llamero.spec.job import DataFormat, FineTuneJobSpec
 from llamero.spec.names import MANIFEST_NAME
 from llamero.spec.results import DataResult
-from llamero.storage import find_damage, is_local, local_path
+from llamero.storage import StorageError, delete_tree, find_damage, is_local, local_path
 
 INLINE_BYTES = 2 << 20
 """Less data than this is prepared in the calling process: starting workers would take longer."""
@@ -48,36 +50,55 @@ def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str) -> DataPlan:
 def prepare_data(
     spec: FineTuneJobSpec,
     plan: DataPlan,
-    base_folder: Path,
+    base: Path | str,
     output: Path,
-    shard_cache: Path,
+    shard_cache: Path | str,
     on_progress: OnProgress,
     workers: int | None = None,
+    *,
+    runner: TaskRunner | None = None,
+    staging: str | None = None,
+    scratch: Path | None = None,
 ) -> DataResult:
     """Make `output` (records, tokens, rejected.jsonl, manifest.json last), or find it made.
 
-    `base_folder` holds the tokenizer. The outcome's bytes depend on the plan alone, not on `workers` (default: data.workers).
-    Raises DataError where the data or the machine's disk won't do; rejected.jsonl is there even then.
+    `base` holds the tokenizer. The outcome's bytes depend on the plan alone, not on `workers` (default: data.workers).
+    With a `runner` whose workers are elsewhere (`queue.QueueRunner`) `base`, `shard_cache` and `staging` are folders or URIs that
+    all of them see; `staging` is this preparation's alone. What lies in an object store is worked on in `scratch`.
+    Raises DataError where the data or the machine's disk (NoSpaceError) won't do, StorageError where a shared storage fails;
+    rejected.jsonl is there even then.
     """
     finished = read_result(output, plan.digest)
     if finished is not None:
         return finished
     started = time.monotonic()
-    shard_cache.mkdir(parents=True, exist_ok=True)
-    remove_partials(shard_cache)
+    cache, stage = str(shard_cache), staging or str(output / STAGING)
+    _clear_partials(cache, make=True)
     try:
-        with _open_runner(plan, workers or spec.data.workers) as runner:
-            coordinator = Coordinator(spec, plan, base_folder, output, shard_cache, runner, on_progress)
+        with _open_runner(plan, workers or spec.data.workers, runner) as chosen:
+            files = SharedFiles(scratch)
+            coordinator = Coordinator(spec, plan, str(base), output, cache, stage, chosen, files, on_progress)
             return coordinator.prepare(started)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DataError(
+        raise NoSpaceError(
             f"No space is left for {output}: {error.strerror}. Free some, or choose another --workdir."
         ) from error
     finally:
         shutil.rmtree(output / STAGING, ignore_errors=True)
-        remove_partials(shard_cache)
+        with suppress(StorageError):
+            delete_tree(stage)
+        _clear_partials(cache)
+
+
+def _clear_partials(shard_cache: str, make: bool = False) -> None:
+    if not is_local(shard_cache):
+        return
+    folder = local_path(shard_cache)
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    remove_partials(folder)
 
 
 def read_result(output: Path, digest: str) -> DataResult | None:
@@ -91,7 +112,10 @@ def read_result(output: Path, digest: str) -> DataResult | None:
 
 
 @contextmanager
-def _open_runner(plan: DataPlan, workers: int) -> Iterator[TaskRunner]:
+def _open_runner(plan: DataPlan, workers: int, given: TaskRunner | None) -> Iterator[TaskRunner]:
+    if given is not None:
+        yield given
+        return
     if _is_little(plan.files):
         yield InlineRunner()
         return

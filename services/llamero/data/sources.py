@@ -28,6 +28,19 @@ class SourceFile:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class DataPlan:
+    """What is to be prepared: the files of all sources as they stood, and the digest that names the outcome.
+
+    `tokenizer_digest` changes with the tokenizer and its template.
+    """
+
+    digest: str
+    files: tuple[SourceFile, ...]
+    source_names: tuple[str, ...]
+    tokenizer_digest: str
+
+
 def name_sources(sources: Sequence[DataSource]) -> list[str]:
     """Each source's name: its own, or one made from its file's name; a number keeps made ones apart."""
     taken = {s.name for s in sources if s.name is not None}

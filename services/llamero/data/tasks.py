@@ -30,13 +30,14 @@ from llamero.data.selection import (
     slice_partition,
     stack_indexes,
 )
-from llamero.data.shards import Shard, commit_shard, read_raw_rows, write_raw_row
+from llamero.data.shards import Shard, read_raw_rows, write_raw_row
+from llamero.data.shared import SharedFiles, SharedStorageError
 from llamero.data.sources import read_secret
 from llamero.model.tokens import TokenSet, TokenWriter
 from llamero.spec.job import DataFormat, DataSource
 from llamero.spec.names import shard_name
 from llamero.spec.records import MAX_REJECTED_TEXT, Conversation, RejectionReason
-from llamero.storage import StorageError, is_local, local_path, open_uri
+from llamero.storage import StorageError, is_local, open_uri, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,19 +71,21 @@ def raw_part_name(part: int) -> str:
     return f"{shard_name(part)}.rows"
 
 
-def run_task(task: Task, report: Report) -> Shard:
-    """Do a task by its name, or find it done; `report` is told how many rows are done."""
-    return TASKS[task["task"]](task, report)
+def run_task(task: Task, report: Report, files: SharedFiles | None = None) -> Shard:
+    """Do a task by its name, or find it done; `report` is told how many rows are done, `files` is where shards lie."""
+    return TASKS[task["task"]](task, report, files or SharedFiles())
 
 
-def read_source(task: Task, report: Report) -> Shard:
+def read_source(task: Task, report: Report, files: SharedFiles) -> Shard:
     """Cut a file into raw shards of `shardRecords` rows, part by part, in constant memory.
 
     Raises StorageError where the file can't be opened or the network fails to the last attempt.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return commit_shard(local_path(task["folder"]), lambda partial: _read_source(task, partial, report))
+            return files.commit(task["folder"], lambda partial: _read_source(task, partial, report))
+        except SharedStorageError:
+            raise
         except StorageError:
             if is_local(task["uri"]) or attempt == _ATTEMPTS:
                 raise
@@ -116,21 +119,22 @@ def _write_part(path: Path, rows: Iterator[Any], limit: int) -> int:
 
 @lru_cache(maxsize=4)
 def _load_tokenizer(folder: str, template: str, new_tokens: tuple[str, ...]) -> "PreTrainedTokenizerBase":
-    from llamero.model.loading import load_tokenizer
+    from llamero.model.bases import load_tokenizer
 
     return load_tokenizer(Path(folder), template, new_tokens)
 
 
-def clean_shard(task: Task, report: Report) -> Shard:
+def clean_shard(task: Task, report: Report, files: SharedFiles) -> Shard:
     """Make candidates of a raw shard's rows: their records, tokens and hashes, and the rows that are rejected."""
-    return commit_shard(local_path(task["folder"]), lambda partial: _clean_shard(task, partial, report))
+    return files.commit(task["folder"], lambda partial: _clean_shard(task, partial, report, files))
 
 
-def _clean_shard(task: Task, folder: Path, report: Report) -> dict[str, Any]:
+def _clean_shard(task: Task, folder: Path, report: Report, files: SharedFiles) -> dict[str, Any]:
     # Here, since it takes seconds to import what knows tokenizers: a worker reads sources meanwhile.
     from llamero.data.clean import CleanCounts, CleanOptions, Rejected, clean_rows
 
-    tokenizer = _load_tokenizer(task["tokenizer"], task["template"], tuple(task["newTokens"]))
+    base = files.fetch_tokenizer(task["tokenizer"])
+    tokenizer = _load_tokenizer(str(base), task["template"], tuple(task["newTokens"]))
     options = CleanOptions(
         source=DataSource.model_validate(task["source"]),
         source_name=task["sourceName"],
@@ -145,7 +149,8 @@ def _clean_shard(task: Task, folder: Path, report: Report) -> dict[str, Any]:
     keys: list[tuple[bytes, bytes, int]] = []
     candidates: list[tuple[int, int, int, int, int, int]] = []
     with (
-        local_path(task["rows"]).open("rb") as raw,
+        files.borrow(task["raw"], [task["rows"]]) as source,
+        (source / task["rows"]).open("rb") as raw,
         (folder / RECORDS_FILE).open("wb") as records,
         (folder / REJECTED_FILE).open("wb") as refused,
         TokenWriter(folder / TOKENS_FOLDER) as tokens,
@@ -203,12 +208,31 @@ def _write_json(stream: IO[bytes], row: dict[str, Any]) -> None:
     stream.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _load_partition(task: Task) -> tuple[NDArray, NDArray[np.uint32], NDArray[np.uint32]]:
+def read_listing(task: Task) -> dict[str, Any]:
+    """All clean shards of a preparation (`shards`, `shardSources`, `origins`). Raises Obsolete where it is over."""
+    content = read_file(task["listing"])
+    if content is None:
+        raise Obsolete(f"{task['listing']} is gone")
+    listing: dict[str, Any] = orjson.loads(content)
+    return listing
+
+
+class Obsolete(Exception):
+    """A task of a preparation that has ended: nobody waits for it."""
+
+
+def _load_partition(
+    task: Task, listing: dict[str, Any], files: SharedFiles
+) -> tuple[NDArray, NDArray[np.uint32], NDArray[np.uint32]]:
     parts = [
-        np.array(slice_partition(_map_array(local_path(uri) / INDEX_FILE), task["partition"], task["partitions"]))
-        for uri in task["shards"]
+        np.array(
+            slice_partition(
+                _map_array(files.fetch(uri, [INDEX_FILE]) / INDEX_FILE), task["partition"], task["partitions"]
+            )
+        )
+        for uri in listing["shards"]
     ]
-    return stack_indexes(parts, range(len(parts)), task["shardSources"])
+    return stack_indexes(parts, range(len(parts)), listing["shardSources"])
 
 
 def _map_array(path: Path) -> NDArray:
@@ -216,24 +240,25 @@ def _map_array(path: Path) -> NDArray:
     return array
 
 
-def cap_sources(task: Task, report: Report) -> Shard:
+def cap_sources(task: Task, report: Report, files: SharedFiles) -> Shard:
     """For each source with maxRecords: the smallest orders of its distinct records in one range of hashes."""
 
     def build(folder: Path) -> dict[str, Any]:
-        index, _, sources = _load_partition(task)
+        index, _, sources = _load_partition(task, read_listing(task), files)
         for source, count in task["maxRecords"].items():
             orders = distinct_orders(index, sources, int(source), task["seed"])
             np.save(folder / f"{source}.npy", select_smallest(orders, count))
         return {}
 
-    return commit_shard(local_path(task["folder"]), build)
+    return files.commit(task["folder"], build)
 
 
-def judge_candidates(task: Task, report: Report) -> Shard:
+def judge_candidates(task: Task, report: Report, files: SharedFiles) -> Shard:
     """The verdicts on the candidates of one range of hashes."""
 
     def build(folder: Path) -> dict[str, Any]:
-        index, shards, sources = _load_partition(task)
+        listing = read_listing(task)
+        index, shards, sources = _load_partition(task, listing, files)
         rule = SelectionRule(
             seed=task["seed"],
             evaluation_fraction=task["evaluationFraction"],
@@ -243,23 +268,28 @@ def judge_candidates(task: Task, report: Report) -> Shard:
         np.save(folder / VERDICTS_FILE, verdicts)
         kept = verdicts["verdict"]
         sides = {
-            side: np.bincount(verdicts["shard"][kept == verdict], minlength=len(task["shards"])).tolist()
+            side: np.bincount(verdicts["shard"][kept == verdict], minlength=len(listing["shards"])).tolist()
             for verdict, side in SIDES.items()
         }
         return {"sides": sides}
 
-    return commit_shard(local_path(task["folder"]), build)
+    return files.commit(task["folder"], build)
 
 
-def write_shard(task: Task, report: Report) -> Shard:
+def write_shard(task: Task, report: Report, files: SharedFiles) -> Shard:
     """Lay out what a shard keeps: records and tokens of each side, and all its rejections in the rows' order."""
-    return commit_shard(local_path(task["folder"]), lambda partial: _write_shard(task, partial))
+
+    def build(folder: Path) -> dict[str, Any]:
+        with files.borrow(task["clean"]) as source:
+            return _write_shard(task, folder, source, files)
+
+    return files.commit(task["folder"], build)
 
 
-def _write_shard(task: Task, folder: Path) -> dict[str, Any]:
-    source = local_path(task["clean"])
+def _write_shard(task: Task, folder: Path, source: Path, files: SharedFiles) -> dict[str, Any]:
+    origins = read_listing(task)["origins"]
     candidates = _map_array(source / CANDIDATES_FILE)
-    verdicts = _collect_verdicts(task, len(candidates))
+    verdicts = _collect_verdicts(task, len(candidates), files)
     tokens = TokenSet.open(source / TOKENS_FOLDER)
     statistics = Statistics()
     lengths = {side: {"records": 0, "examples": 0, "tokens": 0, "targetTokens": 0} for side in SIDES.values()}
@@ -278,7 +308,7 @@ def _write_shard(task: Task, folder: Path) -> dict[str, Any]:
             example += count
             decision = Verdict(int(verdict["verdict"]))
             if decision not in SIDES:
-                row = _build_rejection(decision, lines[0], verdict, task)
+                row = _build_rejection(decision, lines[0], verdict, origins)
                 rejections.append((int(candidate["raw_row"]), row))
                 continue
             side = lengths[SIDES[decision]]
@@ -296,11 +326,11 @@ def _write_shard(task: Task, folder: Path) -> dict[str, Any]:
     return {"sides": lengths, "rejected": reasons, "samples": samples, "statistics": statistics.to_json()}
 
 
-def _collect_verdicts(task: Task, count: int) -> NDArray:
+def _collect_verdicts(task: Task, count: int, files: SharedFiles) -> NDArray:
     """The shard's verdicts out of each range's, in the rows' order."""
     parts = []
     for uri in task["verdicts"]:
-        table = np.load(local_path(uri) / VERDICTS_FILE, mmap_mode="r", allow_pickle=False)
+        table = np.load(files.fetch(uri, [VERDICTS_FILE]) / VERDICTS_FILE, mmap_mode="r", allow_pickle=False)
         start, end = np.searchsorted(table["shard"], [task["shard"], task["shard"] + 1])
         parts.append(np.array(table[start:end]))
     verdicts = np.sort(np.concatenate(parts), order="row")
@@ -339,12 +369,12 @@ class _SideWriter:
             self._tokens.__exit__(*error)
 
 
-def _build_rejection(verdict: Verdict, line: bytes, entry: Any, task: Task) -> dict[str, Any]:
+def _build_rejection(verdict: Verdict, line: bytes, entry: Any, origins: list[dict[str, str]]) -> dict[str, Any]:
     conversation = Conversation.from_dict(orjson.loads(line))
     if verdict is Verdict.CAPPED:
         reason, detail = RejectionReason.CAPPED, "Not among the records that weight and maxRecords let in."
     else:
-        first = task["origins"][int(entry["first_shard"])]
+        first = origins[int(entry["first_shard"])]
         reason = RejectionReason.DUPLICATE
         detail = f"The same as record {int(entry['first_line'])} of {first['file']} (source {first['source']})."
     text = show_turns(conversation.messages, conversation.meta.get("input", ""))
@@ -375,7 +405,7 @@ def _write_rejections(
     return dict(sorted(reasons.items())), samples
 
 
-TASKS: dict[str, Callable[[Task, Report], Shard]] = {
+TASKS: dict[str, Callable[[Task, Report, SharedFiles], Shard]] = {
     "read": read_source,
     "clean": clean_shard,
     "cap": cap_sources,

@@ -106,12 +106,31 @@ def test_a_doubled_task_changes_nothing(tmp_path):
 
 
 def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    commit_shard(tmp_path / "shard", lambda partial: {"name": partial.name})
+    own = read_shard(tmp_path / "shard").summary["name"].rpartition("-")[0]
+    left = own.replace(str(os.getpid()), str(dead.pid))
+    (tmp_path / f"{own}-abc").mkdir()
+    (tmp_path / f"{left}-abc").mkdir()
+    remove_partials(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"shard", f"{own}-abc", f"{left}-abc"}
+    dead.kill()
+    dead.wait()
+    remove_partials(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"shard", f"{own}-abc"}
+
+
+def test_what_another_machines_worker_writes_is_left_alone_until_nobody_touched_it_for_hours(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (tmp_path / f".partial-{dead.pid}-abc").mkdir()
-    (tmp_path / f".partial-{os.getpid()}-abc").mkdir()
+    for name in ("busy", "left"):
+        folder = tmp_path / f".partial-{name}.pod-{dead.pid}-abc"
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "file").write_text("x")
+        for path in (folder, folder / "deep", *((folder / "deep" / "file",) if name == "left" else ())):
+            os.utime(path, (0, 0))
     remove_partials(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [f".partial-{os.getpid()}-abc"]
+    assert [p.name for p in tmp_path.iterdir()] == [f".partial-busy.pod-{dead.pid}-abc"]
 
 
 @given(st.lists(st.one_of(
@@ -204,7 +223,8 @@ def start_preparing(spec, base: Path, out: Path, cache: Path) -> subprocess.Pope
 
 def wait_for_cleaning(process: subprocess.Popen) -> None:
     for line in process.stdout:
-        if line.startswith("cleaning") and int(line.split()[-1]) >= 200:
+        # Two workers, each at a shard of 100 rows: more than 200 means that some are finished.
+        if line.startswith("cleaning") and int(line.split()[-1]) >= 400:
             return
     raise AssertionError("it ended before")
 

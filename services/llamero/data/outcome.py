@@ -1,0 +1,134 @@
+"""What the shards of a preparation add up to: counts by source, reason and side, statistics, samples. Touches no disk."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llamero.data.lengths import LengthCounts, Statistics, build_histograms, build_statistics, choose_sequence_length
+from llamero.data.shards import Shard
+from llamero.data.sources import DataPlan, SourceFile
+from llamero.data.tasks import SAMPLES_PER_REASON, SIDES
+from llamero.spec.job import FineTuneJobSpec
+from llamero.spec.records import RejectionReason
+from llamero.spec.results import DataResult, FileEntry, RejectedSample, SourceCounts, SplitCounts
+
+
+@dataclass(frozen=True)
+class RawPart:
+    """A raw shard's part: the shard, the name of the file with its rows, how many, and which source file they are of."""
+
+    uri: str
+    name: str
+    sha256: str
+    rows: int
+    file: SourceFile
+
+
+def build_result(
+    spec: FineTuneJobSpec,
+    plan: DataPlan,
+    parts: Sequence[RawPart],
+    clean: Sequence[Shard],
+    written: Sequence[Shard],
+    files: list[FileEntry],
+    seconds: float,
+) -> DataResult:
+    """The result of a finished preparation; `clean` and `written` are the parts' shards, in their order."""
+    read, kept = merge_statistics(clean), merge_statistics(written)
+    domains = list(spec.data.domains)
+    # What a longer sequence would let in counts, too: else no choice could ever look too short.
+    wanted = kept.overall.total
+    for shard in clean:
+        wanted.merge(LengthCounts.from_json(shard.summary["tooLong"]))
+    recommended, choices = choose_sequence_length(wanted)
+    sides = {side: _sum_side(written, side) for side in SIDES.values()}
+    return DataResult(
+        digest=plan.digest,
+        files=files,
+        read=sum(shard.summary["read"] for shard in clean),
+        kept=sides["train"].records + sides["evaluation"].records,
+        rejected=dict(sorted(count_reasons(written).items())),
+        train=sides["train"],
+        evaluation=sides["evaluation"],
+        sources=_count_sources(spec, plan, parts, clean, written),
+        statistics=[*build_statistics("read", read, domains), *build_statistics("kept", kept, domains)],
+        histograms=build_histograms(read.overall, kept.overall),
+        recommended_sequence_length=recommended,
+        length_choices=choices,
+        rejected_samples=_collect_samples(written),
+        template=spec.data.template,
+        seconds=round(seconds, 3),
+        shards=len(clean),
+        reused_shards=sum(shard.is_reused for shard in clean),
+    )
+
+
+def count_reasons(shards: Sequence[Shard]) -> Counter[str]:
+    """How many rows were rejected for which reason."""
+    reasons: Counter[str] = Counter()
+    for shard in shards:
+        reasons.update(shard.summary["rejected"])
+    return reasons
+
+
+def find_worst_sources(parts: Sequence[RawPart], clean: Sequence[Shard]) -> list[str]:
+    """The URIs of the two files with the most broken rows."""
+    broken: Counter[str] = Counter()
+    for part, shard in zip(parts, clean, strict=True):
+        own = shard.summary["rejected"]
+        broken[part.file.uri] += sum(own.get(reason, 0) for reason in RejectionReason.BROKEN)
+    return [uri for uri, count in broken.most_common(2) if count]
+
+
+def merge_statistics(shards: Sequence[Shard]) -> Statistics:
+    """The shards' statistics as one."""
+    whole = Statistics()
+    for shard in shards:
+        whole.merge(Statistics.from_json(shard.summary["statistics"]))
+    return whole
+
+
+def _sum_side(written: Sequence[Shard], side: str) -> SplitCounts:
+    totals: Counter[str] = Counter({"records": 0, "examples": 0, "tokens": 0, "targetTokens": 0})
+    for shard in written:
+        totals.update(shard.summary["sides"][side])
+    return SplitCounts.model_validate(dict(totals))
+
+
+def _count_sources(
+    spec: FineTuneJobSpec,
+    plan: DataPlan,
+    parts: Sequence[RawPart],
+    clean: Sequence[Shard],
+    written: Sequence[Shard],
+) -> list[SourceCounts]:
+    read, kept = Counter[int](), Counter[int]()
+    rejected: dict[int, Counter[str]] = {i: Counter() for i in range(len(spec.data.sources))}
+    for part, before, after in zip(parts, clean, written, strict=True):
+        read[part.file.source] += before.summary["read"]
+        kept[part.file.source] += sum(side["records"] for side in after.summary["sides"].values())
+        rejected[part.file.source].update(after.summary["rejected"])
+    return [
+        SourceCounts(
+            name=plan.source_names[i],
+            uri=source.uri,
+            format=source.format.value,
+            license=source.license,
+            terms=source.terms,
+            read=read[i],
+            kept=kept[i],
+            rejected=dict(sorted(rejected[i].items())),
+        )
+        for i, source in enumerate(spec.data.sources)
+    ]
+
+
+def _collect_samples(written: Sequence[Shard]) -> list[RejectedSample]:
+    """The first few of each reason."""
+    counts: Counter[str] = Counter()
+    samples: list[RejectedSample] = []
+    for row in (row for shard in written for row in shard.summary["samples"]):
+        counts[row["reason"]] += 1
+        if counts[row["reason"]] <= SAMPLES_PER_REASON:
+            samples.append(RejectedSample.model_validate(row | {"text": row["text"][:500]}))
+    return sorted(samples, key=lambda sample: sample.reason)
