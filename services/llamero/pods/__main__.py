@@ -38,7 +38,7 @@ def main() -> NoReturn:
             )
     except AttemptFailure as failure:
         pod.end(answer_failure(failure, pod))
-    pod.end(do_work(message, pod))
+    pod.end(do_work(message, pod) or pod.answer(PhaseExit.DONE))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from llamero.spec.status import WorkKind
 from llamero.spec.tasks import MESSAGE_VERSION, Outcome, WorkMessage
 from llamero.storage import StorageError
 
-Work = Callable[[WorkMessage, Pod], Outcome]
+Work = Callable[[WorkMessage, Pod], Outcome | None]
 
 ONE_RELEASE = f"Operator and workers must be of one release (this is {__version__})."
 
@@ -62,8 +62,8 @@ def choose_work(kind: WorkKind) -> Work:
     return work
 
 
-def do_work(message: WorkMessage, pod: Pod) -> Outcome:
-    """The outcome of an attempt, whatever comes of it."""
+def do_work(message: WorkMessage, pod: Pod) -> Outcome | None:
+    """The outcome of an attempt, whatever comes of it; None where another pod of the attempt is at it."""
     try:
         return choose_work(message.id.kind)(message, pod)
     except AttemptFailure as failure:

@@ -12,7 +12,7 @@ from llamero.lifecycle.failures import PhaseExit
 from llamero.phases import evaluation
 from llamero.phases.base import Base
 from llamero.phases.training import Trained
-from llamero.pods.inputs import bring_adapter, bring_base, bring_data, list_predecessors, place_job
+from llamero.pods.inputs import bring_adapter, bring_base, bring_data, list_predecessors, locate_base, place_job
 from llamero.pods.keeping import keep_trying
 from llamero.pods.pod import AttemptFailure, Pod
 from llamero.pods.supervise import supervise
@@ -36,13 +36,14 @@ def evaluate(message: WorkMessage, pod: Pod) -> Outcome:
     """Do an `evaluate` attempt. Raises AttemptFailure, Stopped, StorageError, ModelError."""
     job = place_job(message.manifest, pod.settings.storage)
     pod.tell(PHASE, "bringing base, data and adapter")
-    base, base_status = bring_base(message, job.spec, pod)
+    located = locate_base(message, job.spec, pod)
+    base = bring_base(located, pod)
     data_folder, data = bring_data(message, pod)
     if message.training is None:
         raise AttemptFailure(PhaseExit.BAD_CONFIG, "The message for evaluate names no finished training.")
     place = AttemptFolder(message.training.uri)
     trained = read_trained(place)
-    outcome = pod.answer(PhaseExit.DONE).model_copy(update={"base": base_status})
+    outcome = pod.answer(PhaseExit.DONE).model_copy(update={"base": located})
     return evaluate_trained(outcome, message, job, base, data_folder, data, place, trained, pod)
 
 
@@ -117,7 +118,9 @@ def reuse_figures(config_path: Path, base: Base, trained: Trained, output: Path,
     from llamero.evaluation.config import digest_evaluation, load_config
     from llamero.storage import StorageError
 
-    earlier = [place for kind in (WorkKind.EVALUATE, WorkKind.TRAIN) for _, place in list_predecessors(pod, kind)]
+    earlier = [
+        place for kind in (WorkKind.EVALUATE, WorkKind.TRAIN) for _, place in list_predecessors(pod.settings, kind)
+    ]
     if not earlier:
         return False
     try:

@@ -10,6 +10,7 @@ from llamero.lifecycle.failures import PhaseExit
 from llamero.phases.base import Base, find_base
 from llamero.phases.data import read_data
 from llamero.pods.pod import AttemptFailure, Pod
+from llamero.pods.settings import PodSettings
 from llamero.spec.job import FineTuneJob, FineTuneJobSpec
 from llamero.spec.names import AttemptFolder, parse_attempt_folder
 from llamero.spec.results import DataResult
@@ -50,27 +51,23 @@ def place_job(job: FineTuneJob, root: str) -> FineTuneJob:
     return job.model_copy(update={"spec": placed})
 
 
-def bring_base(
-    message: WorkMessage, spec: FineTuneJobSpec, pod: Pod, with_weights: bool = True
-) -> tuple[Base, BaseStatus]:
-    """The base model on this machine. Raises ModelError, StorageError."""
+def locate_base(message: WorkMessage, spec: FineTuneJobSpec, pod: Pod) -> BaseStatus:
+    """Where the base model lies for every pod: as an earlier pod found it, or as the manifest says. Raises ModelError, StorageError."""
     known = message.base
     if known is None:
         base = find_base(spec.base_model, pod.settings.scratch / "models", pod.progress.tell)
-        return base, BaseStatus(uri=str(base.folder), digest=base.digest)
-    if is_local(known.uri):
-        folder = local_path(known.uri)
-        if not (folder / "config.json").is_file():
-            raise StorageError(
-                f"The base model is no longer at {folder}: bring it back, or change the job's baseModel."
-            )
-        return Base(folder, known.digest), known
-    names = None
-    if not with_weights:
-        files = read_manifest(known.uri) or []
-        names = [f.name for f in files if not f.name.endswith(".safetensors")]
-    log.info("fetching the base model from %s", known.uri)
-    return Base(fetch_folder(known.uri, pod.settings.scratch / "base", names), known.digest), known
+        return BaseStatus(uri=str(base.folder), digest=base.digest)
+    if is_local(known.uri) and not (local_path(known.uri) / "config.json").is_file():
+        raise StorageError(f"The base model is no longer at {known.uri}: bring it back, or change the job's baseModel.")
+    return known
+
+
+def bring_base(base: BaseStatus, pod: Pod) -> Base:
+    """The base model on this machine. Raises StorageError."""
+    if is_local(base.uri):
+        return Base(local_path(base.uri), base.digest)
+    log.info("fetching the base model from %s", base.uri)
+    return Base(fetch_folder(base.uri, pod.settings.scratch / "base"), base.digest)
 
 
 def bring_data(message: WorkMessage, pod: Pod) -> tuple[Path, DataResult]:
@@ -101,9 +98,9 @@ def bring_adapter(uri: str, target: Path) -> Path:
     return folder
 
 
-def list_predecessors(pod: Pod, kind: WorkKind) -> list[tuple[int, AttemptFolder]]:
+def list_predecessors(settings: PodSettings, kind: WorkKind) -> list[tuple[int, AttemptFolder]]:
     """What earlier (or lost) pods of this run left at a kind of work, newest attempt first; this pod's own prefix is left out."""
-    attempts = pod.settings.places.attempts(pod.settings.attempt.run, kind)
+    attempts = settings.places.attempts(settings.attempt.run, kind)
     found = [(parse_attempt_folder(name), AttemptFolder(join_uri(attempts, name))) for name in list_names(attempts)]
-    others = [(number, folder) for number, folder in found if number is not None and folder != pod.settings.own]
+    others = [(number, folder) for number, folder in found if number is not None and folder != settings.own]
     return sorted(others, key=lambda pair: (-pair[0], pair[1].prefix))

@@ -133,7 +133,7 @@ def bring_checkpoint(pod: Pod, identity: Mapping[str, str], folder: Path) -> int
     A damaged one is refused, and the one before it is used. Raises StorageError where the storage can't be read at all.
     """
     candidates = []
-    for attempt, place in list_predecessors(pod, WorkKind.TRAIN):
+    for attempt, place in list_predecessors(pod.settings, WorkKind.TRAIN):
         steps = [parse_checkpoint_name(name) for name in list_names(place.checkpoints)]
         candidates += [(step, attempt, place) for step in steps if step is not None]
     for step, attempt, place in sorted(candidates, key=lambda c: c[:2], reverse=True):

@@ -25,6 +25,7 @@ from llamero.spec.status import WorkKind
 from llamero.spec.tasks import Outcome
 
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 1.0
 MAX_MESSAGE = 1024
 KEEP_LOG_SECONDS = 10.0
 
@@ -58,7 +59,8 @@ class Pod:
         self._is_busy = False
         self._is_hang_watched = False
         self._idle_since: float | None = None
-        self._stays: Callable[[], bool] = lambda: False
+        self._look: Callable[[], Outcome | None] = lambda: None
+        self._looked_at = time.monotonic()
 
     # -- start -----------------------------------------------------------------------------------------------------------------
 
@@ -76,9 +78,13 @@ class Pod:
         self.progress.start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
-    def watch_idleness(self, stays: Callable[[], bool]) -> None:
-        """End the pod when it has had no task for `idleSeconds`; not while `stays` says that it is waited for."""
-        self._stays = stays
+    def watch_idleness(self, look: Callable[[], Outcome | None] = lambda: None) -> None:
+        """End the pod when it has had no task for `idleSeconds`; `look` is asked between tasks and may end it otherwise, or `stay()`."""
+        self._look = look
+        self._idle_since = time.monotonic()
+
+    def stay(self) -> None:
+        """There is a reason to wait for the next task: the pod is not idle."""
         self._idle_since = time.monotonic()
 
     # -- work ------------------------------------------------------------------------------------------------------------------
@@ -180,26 +186,28 @@ class Pod:
                 faulthandler.dump_traceback(all_threads=True)
                 seconds = self.settings.progress_deadline_seconds
                 self.end(self.answer(PhaseExit.HUNG, f"No progress for {seconds:.0f} s; the log says where it stood."))
-            elif self._is_idle():
-                seconds = self.settings.idle_seconds
-                self.end(self.answer(PhaseExit.IDLE, f"No task came within {seconds:.0f} s."))
+            elif (outcome := self._find_end_between_tasks()) is not None:
+                self.end(outcome)
 
     def _is_hung(self) -> bool:
         silent = time.monotonic() - self.progress.changed_at
         return self._is_hang_watched and silent > self.settings.progress_deadline_seconds
 
-    def _is_idle(self) -> bool:
-        """Whether no task came for too long; from then on none is taken. With Redis away no task can come: that is no idleness."""
-        with self._gate:
-            since = self._idle_since
-            if since is None or self._is_busy or time.monotonic() - since < self.settings.idle_seconds:
-                return False
-        if self._stays() or self.progress.is_redis_away():
-            self._idle_since = time.monotonic()
-            return False
-        if not self._gate.acquire(timeout=1):
-            return False
+    def _find_end_between_tasks(self) -> Outcome | None:
+        """How the pod ends where it has no task; once it is decided none is taken any more."""
+        now = time.monotonic()
+        if self._idle_since is None or self._is_busy or now - self._looked_at < LOOK_SECONDS:
+            return None
+        self._looked_at = now
+        outcome = self._look()
+        if outcome is None and now - self._idle_since >= self.settings.idle_seconds:
+            if self.progress.is_redis_away():  # no task can come: that is no idleness
+                self.stay()
+            else:
+                outcome = self.answer(PhaseExit.IDLE, f"No task came within {self.settings.idle_seconds:.0f} s.")
+        if outcome is None or not self._gate.acquire(timeout=1):
+            return None
         if self._is_busy:
             self._gate.release()
-            return False
-        return True  # the gate stays shut
+            return None
+        return outcome  # the gate stays shut

@@ -1,8 +1,9 @@
 """The pod that looks whether a job's data has changed: it lists and fingerprints the sources and reads no record."""
 
 from llamero.lifecycle.failures import PhaseExit
-from llamero.pods.inputs import bring_base, place_job
-from llamero.pods.pod import AttemptFailure, Pod
+from llamero.pods.inputs import locate_base, place_job
+from llamero.pods.pod import Pod
+from llamero.pods.prepare import explain_data_error
 from llamero.spec.tasks import Outcome, WorkMessage
 
 
@@ -11,12 +12,9 @@ def probe(message: WorkMessage, pod: Pod) -> Outcome:
     from llamero.data.prepare import DataError, plan_data
 
     job = place_job(message.manifest, pod.settings.storage)
-    if message.base is not None:
-        digest = message.base.digest
-    else:
-        digest = bring_base(message, job.spec, pod, with_weights=False)[0].digest
+    base = locate_base(message, job.spec, pod)
     try:
-        plan = plan_data(job.spec, digest)
+        plan = plan_data(job.spec, base.digest)
     except DataError as error:
-        raise AttemptFailure(PhaseExit.DATA_ERROR, str(error)) from error
+        raise explain_data_error(error) from error
     return pod.answer(PhaseExit.DONE).model_copy(update={"data_digest": plan.digest})

@@ -12,6 +12,7 @@ from llamero.lifecycle.failures import PhaseExit
 from llamero.pods.attempt import ONE_RELEASE, answer_failure, do_work, read_message
 from llamero.pods.pod import AttemptFailure, Pod
 from llamero.pods.settings import PodSettings, SettingsError
+from llamero.spec.status import WorkKind
 from llamero.spec.tasks import TaskName
 from llamero.worker import app, message_refused
 
@@ -43,7 +44,12 @@ class PodStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         pod = current_pod()
         pod.start()
-        pod.watch_idleness(lambda: False)
+        if pod.settings.attempt.kind is WorkKind.PREPARE:
+            from llamero.pods.prepare import help_out
+
+            pod.watch_idleness(help_out(pod))
+        else:
+            pod.watch_idleness()
         message_refused.connect(_refuse, weak=False)
 
 
@@ -67,13 +73,17 @@ def work(message: dict[str, Any] | str) -> None:
         if parsed.id != pod.settings.attempt:
             log.warning("a message for another attempt came and is passed over: %s", parsed.id)
             return
-        pod.end(do_work(parsed, pod))
+        outcome = do_work(parsed, pod)
+        if outcome is not None:
+            pod.end(outcome)
 
 
 @app.task(name=TaskName.SHARD.value, acks_late=True, ignore_result=True)
 def shard(task: dict[str, Any]) -> None:
     """One data task of the attempt's coordinator."""
     from llamero.data.queue import run_shard_task
+    from llamero.pods.prepare import SHARD_SCRATCH
 
-    with current_pod().busy():
-        run_shard_task(task)
+    pod = current_pod()
+    with pod.busy():
+        run_shard_task(task, pod.settings.scratch / SHARD_SCRATCH)

@@ -12,7 +12,7 @@ from llamero.phases import training
 from llamero.phases.base import Base
 from llamero.phases.training import Trained, TrainingFolders
 from llamero.pods.evaluate import evaluate_trained
-from llamero.pods.inputs import bring_adapter, bring_base, bring_data, list_predecessors, place_job
+from llamero.pods.inputs import bring_adapter, bring_base, bring_data, list_predecessors, locate_base, place_job
 from llamero.pods.keeping import CheckpointKeeper, bring_checkpoint, keep_trying
 from llamero.pods.pod import AttemptFailure, Pod, Stopped
 from llamero.pods.supervise import supervise
@@ -33,7 +33,8 @@ def train(message: WorkMessage, pod: Pod) -> Outcome:
     """Do a `train` attempt. Raises AttemptFailure, Stopped, StorageError, ModelError."""
     job = place_job(message.manifest, pod.settings.storage)
     pod.tell(PHASE, "bringing base and data")
-    base, base_status = bring_base(message, job.spec, pod)
+    located = locate_base(message, job.spec, pod)
+    base = bring_base(located, pod)
     data_folder, data = bring_data(message, pod)
     identity = training.identify_training(job.spec, base.digest, data.digest)
     resumed_from: int | None = None
@@ -53,7 +54,7 @@ def train(message: WorkMessage, pod: Pod) -> Outcome:
         trained = publish_training(folders, place)
     outcome = pod.answer(PhaseExit.DONE).model_copy(
         update={
-            "base": base_status,
+            "base": located,
             "training": training.describe_training(trained, place.prefix),
             "resumed_from": resumed_from,
         }
@@ -125,7 +126,7 @@ def publish_training(folders: TrainingFolders, place: AttemptFolder) -> Trained:
 
 def find_finished(pod: Pod, identity: dict[str, str]) -> tuple[AttemptFolder, Trained] | None:
     """The newest finished training of the same recipe, data and base that any earlier pod of the run left."""
-    for _, place in list_predecessors(pod, WorkKind.TRAIN):
+    for _, place in list_predecessors(pod.settings, WorkKind.TRAIN):
         trained = read_finished(place)
         if trained is None:
             continue
