@@ -79,8 +79,8 @@ def _quote(text: str) -> str:
 _SOURCE: Place = ("spec", "data", "sources", ITEMS)
 _TRAINING: Place = ("spec", "training")
 _TWINS = (
-    "self.sources.filter(a, has(a.name) && dyn(a.name) != null"
-    " && self.sources.filter(b, has(b.name) && dyn(b.name) != null && b.name == a.name).size() > 1)"
+    f"self.sources.filter(a, {_given('a.name')} ?"
+    f" self.sources.filter(b, {_given('b.name')} ? b.name == a.name : false).size() > 1 : false)"
 )
 
 _BASE_RULES = (
@@ -211,7 +211,7 @@ def _build_servable_rules() -> Iterator[CelRule]:
     known = f"` (it serves {', '.join(sorted(SERVABLE_MODULES))}): {_REMEDY}"
     yield CelRule(
         ("spec",),
-        f"{_SERVES_ALL} || !{_given(f'{_LORA}.targetModules')} || {unserved}.size() == 0",
+        f"{_SERVES_ALL} || ({_given(f'{_LORA}.targetModules')} ? {unserved}.size() == 0 : true)",
         expression=f"{_DROPS} + ' adapters of `' + {unserved}[0] + {_quote(known)}",
         field=".training.lora.targetModules",
     )
