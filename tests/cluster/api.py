@@ -172,7 +172,12 @@ class PlainApi:
 
     def __init__(self, access: Access) -> None:
         self.access = access
-        self._tls = access.tls()
+        # No proxy of the machine's between a test and its own server.
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        tls = access.tls()
+        if tls is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=tls))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def request(
         self,
@@ -200,7 +205,7 @@ class PlainApi:
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(self.access.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=seconds, context=self._tls) as response:
+            with self._opener.open(request, timeout=seconds) as response:
                 content: bytes = response.read()
                 return content
         except urllib.error.HTTPError as error:

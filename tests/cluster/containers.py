@@ -1,6 +1,6 @@
 """Containers as local processes: start, end, exit code, termination message, and everything they started.
 
-A container's processes are known by a variable in their environment, `container=<id>`, so that children in sessions of their
+A container's processes are known by a variable in their environment, `container`, so that children in sessions of their
 own end with it as in a pid namespace. Its root folder is not the image's: commands resolve in the checkout's virtual
 environment, then in the machine's PATH.
 """
@@ -11,12 +11,12 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.environment import expand
+from cluster.leftovers import kill_marked, kill_orphans, make_folder, mark_of
 from cluster.processes import dying_with_parent
 from cluster.runtimes import MESSAGE_BYTES, Exit, Launch, LaunchError, Running
 
@@ -33,6 +33,9 @@ class ProcessRuntime:
 
     needs_files = True
     has_probes = True
+
+    def __init__(self) -> None:
+        kill_orphans()
 
     async def start(self, launch: Launch) -> Running:
         """Raises LaunchError where the command can't be found or executed."""
@@ -85,7 +88,7 @@ def _start(launch: Launch) -> Started:
 def _scratch(launch: Launch) -> Path:
     """A short folder for TMPDIR (a socket's path has 108 bytes at most); a volume mounted at /tmp is it instead."""
     mounted = launch.mounts.real("/tmp")
-    place = Path(tempfile.mkdtemp(prefix="llamero-pod-"))
+    place = make_folder("pod")
     if mounted is not None:
         (place / "tmp").symlink_to(mounted)
     else:
@@ -102,7 +105,7 @@ def _base_environment(launch: Launch, scratch: Path) -> dict[str, str]:
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "TMPDIR": str(scratch / "tmp"),
-        "container": launch.container_id,
+        "container": mark_of(launch.container_id),
         **passed,
     }
 
@@ -206,14 +209,3 @@ class ContainerProcess:
         except subprocess.TimeoutExpired:
             return Exit(124, f"command timed out after {seconds:g} s")
         return Exit(done.returncode, done.stdout.decode(errors="replace")[-MESSAGE_BYTES:])
-
-
-def kill_marked(container_id: str) -> None:
-    """SIGKILL for every process that was started with `container=<id>` in its environment."""
-    mark = f"container={container_id}".encode()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)

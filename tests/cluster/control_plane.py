@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import tempfile
 import urllib.error
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,6 +22,7 @@ from kubernetes import client as kubernetes_client
 from cluster.api import Access, ApiError, PlainApi, path_of
 from cluster.certificates import Authority, write_service_account_key
 from cluster.kubeconfig import write_kubeconfig
+from cluster.leftovers import make_folder
 from cluster.processes import Daemon, StartError, accepts_connections, free_port
 from cluster.waiting import until
 
@@ -31,7 +31,6 @@ COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "ku
 START_SECONDS = 90
 MEMORY_DISK = Path("/dev/shm")
 MEMORY_DISK_BYTES = 1 << 30
-LEFTOVER_PREFIX = "llamero-etcd-"
 
 # Off: what speaks to clouds, hands out certificates, or writes Endpoints with loopback addresses.
 LEFT_OUT = [
@@ -95,7 +94,7 @@ class ControlPlane:
     ) -> None:
         self.binaries = binaries or find_binaries()
         self._owns_folder = folder is None
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="llamero-cluster-"))
+        self.folder = folder or make_folder("cluster")
         self.logs = self.folder / "logs"
         self.crds = list(crds)
         self.qps = qps
@@ -182,6 +181,7 @@ class ControlPlane:
         """The admin's client of the `kubernetes` package, e.g. for `kubernetes.client.CoreV1Api(client)`."""
         configuration = kubernetes_client.Configuration()
         configuration.host = self.url
+        configuration.proxy = None
         configuration.ssl_ca_cert = str(self.authority.certificate)
         configuration.api_key = {"authorization": f"Bearer {self.admin_token}"}
         return kubernetes_client.ApiClient(configuration)
@@ -429,14 +429,5 @@ def _fast_folder(folder: Path) -> Path:
         and os.access(MEMORY_DISK, os.W_OK)
         and shutil.disk_usage(MEMORY_DISK).free > MEMORY_DISK_BYTES
     ):
-        _remove_leftovers()
-        return Path(tempfile.mkdtemp(prefix=f"{LEFTOVER_PREFIX}{os.getpid()}-", dir=MEMORY_DISK))
-    return Path(tempfile.mkdtemp(prefix="etcd-", dir=folder))
-
-
-def _remove_leftovers() -> None:
-    """Data of test runs that were killed: memory is too dear to leave it there."""
-    for folder in MEMORY_DISK.glob(f"{LEFTOVER_PREFIX}*"):
-        owner = folder.name.removeprefix(LEFTOVER_PREFIX).split("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        return make_folder("etcd", MEMORY_DISK)
+    return make_folder("etcd", folder)

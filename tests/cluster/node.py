@@ -400,6 +400,7 @@ class ProcessNode:
             pod = self._adopt(found, was_killed=uid in self._crashed)
             if "deletionTimestamp" not in found["metadata"] and phase not in ("Succeeded", "Failed"):
                 pod.begin()
+        pod.take_metadata(found["metadata"])
         if "deletionTimestamp" in found["metadata"]:
             self._keep(pod.terminate(found["metadata"].get("deletionGracePeriodSeconds") or 0, remove=True))
 

@@ -38,6 +38,8 @@ LOG = logging.getLogger("cluster.node")
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0)
 START_ERROR_CODE = 128
 STABLE_SECONDS = 600
+# What happens within so many steps of the event loop is one write: a simulated pod that ends at once costs one.
+STEPS_OF_ONE_WRITE = 10
 UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -136,6 +138,11 @@ class Pod:
             running.kill()
         await asyncio.gather(*(running.wait() for running in was_running))
         await self.close()
+
+    def take_metadata(self, metadata: Object) -> None:
+        """Labels and annotations as they are now, for the downward API's volumes."""
+        for field_name in ("labels", "annotations"):
+            self.object["metadata"][field_name] = metadata.get(field_name) or {}
 
     def mark_lost(self) -> None:
         """Its containers ended unseen while the node was down, and must not run again."""
@@ -502,6 +509,8 @@ class Pod:
         while not self._gone:
             await self._dirty.wait()
             await self.host.present.wait()
+            for _ in range(STEPS_OF_ONE_WRITE):
+                await asyncio.sleep(0)
             self._dirty.clear()
             if self._gone:
                 break

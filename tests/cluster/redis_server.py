@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,6 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cluster.leftovers import make_folder
 from cluster.processes import Daemon, StartError, free_port
 
 START_SECONDS = 20
@@ -25,7 +25,7 @@ class RedisServer:
         if program is None:
             raise StartError("redis-server is not installed: run scripts/setup.sh cluster")
         self._owns_folder = folder is None
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="llamero-redis-"))
+        self.folder = folder or make_folder("redis")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.password = password
         self.host = "127.0.0.1"

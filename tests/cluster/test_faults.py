@@ -14,11 +14,11 @@ from cluster.api import ApiError, AsyncApi, Object, PlainApi, path_of
 from cluster.control_plane import ControlPlane
 from cluster.faults import FaultProxy, TcpProxy, resource_of
 from cluster.manifests import build_job, build_pod, shell
-from cluster.node import NodeThread
+from cluster.node import NodeOptions, NodeThread, ProcessNode
 from cluster.observing import job_condition, pod_of, pods_of, terminated, wait_phase
 from cluster.redis_server import NO_RETRY, RedisServer
 from cluster.runtimes import SimulatedRuntime
-from cluster.waiting import until
+from cluster.waiting import until, until_async
 
 StartNode = Callable[..., NodeThread]
 HELD = {"terminationGracePeriodSeconds": 1, "nodeSelector": {"role": "doomed"}}
@@ -139,7 +139,7 @@ def test_pods_go_on_while_the_api_server_is_away_and_report_when_it_is_back(
     assert terminated(pod)["exitCode"] == 4
 
 
-def test_a_thousand_simulated_pods_end_as_their_script_says(
+def test_a_hundred_simulated_pods_end_as_their_script_says(
     control_plane: ControlPlane, namespace: str, start_node: StartNode
 ) -> None:
     async def script(pod: Object, container: Object) -> tuple[int, str]:
@@ -155,6 +155,37 @@ def test_a_thousand_simulated_pods_end_as_their_script_says(
     (bad,) = [pod for pod in pods_of(control_plane, namespace) if pod["metadata"]["labels"]["job-name"] == "bad"]
     assert (terminated(bad)["exitCode"], terminated(bad)["message"]) == (9, "bad")
     assert len(node.runs) == 101
+
+
+async def test_a_node_runs_in_the_loop_of_an_async_test(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    ended = asyncio.Event()
+
+    async def script(pod: Object, container: Object) -> tuple[int, str]:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            ended.set()
+            return 5, "stopped in good order"
+        return 0, ""
+
+    options = NodeOptions(labels={"role": "here"})
+    async with ProcessNode(
+        control_plane.access, tmp_path / "node", "here", runtime=SimulatedRuntime(script), options=options
+    ) as node:
+        pod = build_pod("played", shell("true"), nodeSelector={"role": "here"})
+        await asyncio.to_thread(control_plane.api.create, pod, namespace)
+        await until_async(lambda: phase_seen(node, namespace, "played", "Running"), "the pod to run")
+        await node.evict("played", namespace)
+        assert ended.is_set()
+        found = await asyncio.to_thread(pod_of, control_plane, namespace, "played")
+        assert found is not None
+        assert (terminated(found)["exitCode"], terminated(found)["message"]) == (5, "stopped in good order")
+
+
+async def phase_seen(node: ProcessNode, namespace: str, name: str, phase: str) -> bool:
+    return node.pod(name, namespace).phase == phase
 
 
 def config_map(name: str) -> Object:

@@ -1,5 +1,6 @@
 """What a pod's containers see and how they end: environment, volumes, messages, signals, restarts, probes, logs."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from cluster.api import path_of
 from cluster.control_plane import ControlPlane
+from cluster.leftovers import is_alive
 from cluster.manifests import build_deployment, build_pod, python, shell
 from cluster.node import NodeThread
 from cluster.observing import is_ready, pod_of, pods_of, terminated, wait_phase
@@ -163,14 +165,6 @@ def test_children_in_sessions_of_their_own_end_with_their_container(
     wait_phase(control_plane, namespace, "parent", "Succeeded")
     child = int((tmp_path / "child").read_text())
     until(lambda: not is_alive(child), "the child to end")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_kubectl_logs_reads_this_run_and_the_one_before(control_plane: ControlPlane, namespace: str) -> None:
@@ -332,6 +326,36 @@ def test_a_claim_gets_a_folder_that_outlives_its_pods(control_plane: ControlPlan
     control_plane.api.delete(path)
     until(lambda: not folder.exists(), "the claim's folder to go")
     until(lambda: control_plane.api.find(path_of("v1", "PersistentVolume", name=name)) is None, "the volume to go")
+
+
+def test_a_projected_volume_gathers_files_and_follows_the_pods_annotations(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"colour": "blue"}}
+    control_plane.api.create(settings, namespace)
+    sources = [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600, "audience": "llamero"}},
+        {"configMap": {"name": "settings"}},
+        {"downwardAPI": {"items": [{"path": "notes", "fieldRef": {"fieldPath": "metadata.annotations['note']"}}]}},
+    ]
+    mount = {"name": "all", "mountPath": "/all"}
+    script = f"cp -L /all/token /all/colour {tmp_path}; until grep -q later /all/notes; do sleep 0.1; done"
+    volumes = [{"name": "all", "projected": {"sources": sources}}]
+    control_plane.api.create(build_pod("gatherer", shell(script, volumeMounts=[mount]), volumes=volumes), namespace)
+    wait_phase(control_plane, namespace, "gatherer", "Running")
+    path = path_of("v1", "Pod", namespace, "gatherer")
+    control_plane.api.patch(path, {"metadata": {"annotations": {"note": "later"}}})
+    wait_phase(control_plane, namespace, "gatherer", "Succeeded")
+    assert (tmp_path / "colour").read_text() == "blue"
+    claims = json.loads(base64.urlsafe_b64decode((tmp_path / "token").read_text().split(".")[1] + "=="))
+    assert claims["aud"] == ["llamero"]
+    assert claims["kubernetes.io"]["pod"]["name"] == "gatherer"
+
+
+def test_a_pod_that_runs_past_its_deadline_has_failed(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.api.create(build_pod("slow", shell("sleep 300"), activeDeadlineSeconds=1), namespace)
+    status = wait_phase(control_plane, namespace, "slow", "Failed")["status"]
+    assert status["reason"] == "DeadlineExceeded"
 
 
 def test_a_service_account_may_do_what_its_role_says_and_no_more(control_plane: ControlPlane, namespace: str) -> None:
