@@ -1,0 +1,246 @@
+"""One level-triggered pass over a job: observe, decide, apply. And how kopf's watches lead to it.
+
+kopf only watches: indexes put each object into the store, and each change puts the job's key into the work queue. Deciding is
+`lifecycle.jobs.decide`, pure; carrying it out is `apply`.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import kopf
+
+from llamero.kube import Away, Conflict, KubeError, NotFound
+from llamero.kube import jobs as kube_jobs
+from llamero.lifecycle.world import Capabilities, Decision, Limits, World
+from llamero.spec import names
+from llamero.spec.status import JobStatus, WorkKind
+from llamero.spec.tasks import AttemptId, ProgressReport
+from llamero_operator import logs, observe
+from llamero_operator.apply import Tools, apply
+from llamero_operator.desired import find_cluster_problems
+from llamero_operator.health import Vitals
+from llamero_operator.metrics import Stopwatch
+from llamero_operator.store import KINDS, JobRecord, Key
+from llamero_operator.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+Decide = Callable[[World, Limits, datetime], Decision]
+
+START_SECONDS_PER_JOB = 0.005
+START_SECONDS_LIMIT = 10.0
+"""When the operator starts, the first passes over its jobs are spread out over so long."""
+CONFLICT_SECONDS = 0.05
+WITHOUT_RUN = frozenset({WorkKind.FETCH, WorkKind.PROBE, WorkKind.CLEAN, WorkKind.LOGS})
+
+
+class Reconciler:
+    """Looks at jobs, one pass a job at a time."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        queue: WorkQueue[Key],
+        vitals: Vitals,
+        decide: Decide,
+        capabilities: Capabilities,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.tools = tools
+        self.queue = queue
+        self._vitals = vitals
+        self._decide = decide
+        self._capabilities = capabilities
+        self._limits = tools.settings.to_limits()
+        self._now = now
+        self._refused: dict[Key, dict[str, str]] = {}
+        self._departed: dict[Key, str] = {}
+        self._gate = asyncio.Event()
+
+    # Events
+
+    def see(self, kind: str, thing: Any) -> None:
+        """A watch shows an object."""
+        job = self.tools.store.put(kind, thing)
+        if job is None:
+            return  # nothing new: our own write, or an older version
+        if self._gate.is_set():
+            self.queue.add(job)
+        else:
+            spread = min(START_SECONDS_LIMIT, START_SECONDS_PER_JOB * len(self.tools.store.jobs))
+            self.queue.add_after(job, random.uniform(0, spread))
+
+    def see_gone(self, kind: str, thing: Any) -> None:
+        """A watch shows that an object is gone."""
+        metadata = thing["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        job = self.tools.store.remove(kind, key, metadata["uid"])
+        if job is None:
+            return
+        if kind == "finetunejobs":
+            self._departed[job] = metadata["uid"]
+        self.queue.add(job)
+
+    def open_gate(self) -> None:
+        """Everything that exists has been seen: passes may begin."""
+        self._gate.set()
+
+    # Passes
+
+    async def work(self) -> None:
+        """Takes keys from the queue until it is closed."""
+        await self._gate.wait()
+        while (key := await self.queue.get()) is not None:
+            with logs.about(namespace=key[0], job=key[1]):
+                try:
+                    await self._pass(key)
+                finally:
+                    self.queue.done(key)
+                    self._vitals.last_pass = time.monotonic()
+
+    async def _pass(self, key: Key) -> None:
+        watch = Stopwatch()
+        outcome = "error"
+        try:
+            wake_after = await self.reconcile(key)
+            outcome = "done"
+            self.queue.succeeded(key)
+            if wake_after is not None:
+                self.queue.add_after(key, wake_after)
+        except Conflict as error:
+            outcome = "conflict"
+            logger.debug("the job has changed meanwhile: %s", error)
+            await self._refresh(key)
+        except Away as error:
+            outcome = "away"
+            wait = self.queue.add_failed(key)
+            logger.warning("%s: next pass in %.1f s", error, wait)
+        except Exception as error:
+            wait = self.queue.add_failed(key)
+            if isinstance(error, KubeError):
+                logger.error("the pass failed, next one in %.1f s: %s", wait, error)
+            else:
+                logger.exception("the pass failed, next one in %.1f s", wait)
+        self.tools.metrics.reconciles.labels(outcome).observe(watch.seconds)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass. Returns the seconds to the next one where nothing happens before. Raises KubeError."""
+        record = self.tools.store.jobs.get(key)
+        if (departed := self._departed.pop(key, None)) is not None:
+            await self.tools.broker.forget(departed)
+        if record is None:
+            self._refused.pop(key, None)
+            self.queue.drop(key)
+            return None
+        metadata = record.raw["metadata"]
+        if metadata.get("deletionTimestamp") and names.FINALIZER not in (metadata.get("finalizers") or []):
+            return None  # others hold it; our part is done
+        world = await self._observe(record)
+        decision = self._decide(world, self._limits, self._now())
+        work = decision.status.work
+        with logs.about(
+            run=decision.status.run, phase=str(decision.status.phase), attempt=work.attempt if work else None
+        ):
+            refused = dict(await apply(self.tools, record, world, decision))
+        return self._next_pass(key, refused, decision)
+
+    def _next_pass(self, key: Key, refused: dict[str, str], decision: Decision) -> float | None:
+        news = refused != self._refused.get(key, {})
+        if refused:
+            self._refused[key] = refused
+        else:
+            self._refused.pop(key, None)
+        if news and refused:
+            return CONFLICT_SECONDS  # so that the status says so
+        if refused:
+            poll = self._limits.poll_seconds
+            return poll if decision.wake_after is None else min(decision.wake_after, poll)
+        return decision.wake_after
+
+    async def _observe(self, record: JobRecord) -> World:
+        tools, key = self.tools, record.key
+        metadata = record.raw["metadata"]
+        status = observe.read_status(record.raw)
+        children = tools.store.children(key)
+        problems = record.problems
+        if record.parsed is not None:
+            problems = (*problems, *find_cluster_problems(record.parsed, tools.settings))
+        if any("secret" in (pod.waiting or "") for child in children for pod in child.pods):
+            tools.namespaces.forget_secret(key[0])
+        progress = await self._read_progress(record, status)
+        return World(
+            namespace=key[0],
+            name=key[1],
+            uid=record.uid,
+            generation=int(metadata.get("generation") or 1),
+            created_at=observe.parse_time(metadata.get("creationTimestamp")) or observe.EPOCH,
+            deleting=bool(metadata.get("deletionTimestamp")),
+            job=record.parsed if not problems else None,
+            problems=problems,
+            status=status,
+            children=children,
+            progress=progress,
+            redis_problem=tools.broker.problem,
+            adapters=tools.store.adapters(key),
+            has_storage=tools.settings.cleans_storage and key[0] not in tools.namespaces.ending,
+            capabilities=self._capabilities,
+            log_request=observe.read_log_request(record.raw),
+            refused=self._refused.get(key, {}),
+        )
+
+    async def _read_progress(self, record: JobRecord, status: JobStatus) -> ProgressReport | None:
+        work = status.work
+        if work is None:
+            if self.tools.broker.problem is not None:
+                await self.tools.broker.check()
+            return None
+        attempt = AttemptId(
+            namespace=record.key[0],
+            job=record.key[1],
+            uid=record.uid,
+            run=0 if work.kind in WITHOUT_RUN else status.run,
+            kind=work.kind,
+            attempt=work.attempt,
+        )
+        return (await self.tools.broker.read_progress([attempt]))[0]
+
+    async def _refresh(self, key: Key) -> None:
+        """Reads a job anew whose write was refused as outdated: the watch may lag behind."""
+        try:
+            self.tools.store.put("finetunejobs", await kube_jobs.observe_job(self.tools.kube, *key))
+        except NotFound:
+            self.tools.store.remove("finetunejobs", key)
+        except KubeError as error:
+            logger.warning("%s: next pass in %.1f s", error, self.queue.add_failed(key))
+            return
+        self.queue.add_after(key, CONFLICT_SECONDS * random.uniform(1, 2))
+
+
+def build_registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
+    """kopf's handlers: an index a kind, which fills the store, and an event handler, which sees deletions.
+
+    kopf runs event handlers only when every index is complete: the first of them opens the gate to the first pass.
+    """
+    registry = kopf.OperatorRegistry()
+    for kind, resource in KINDS.items():
+        _, _, group_version = resource.prefix.rpartition("/apis/")
+        group, _, version = group_version.partition("/") if "/apis/" in resource.prefix else ("", "", "v1")
+        _register(registry, reconciler, kind, group, version)
+    return registry
+
+
+def _register(registry: kopf.OperatorRegistry, reconciler: Reconciler, kind: str, group: str, version: str) -> None:
+    @kopf.index(group, version, kind, id=f"see-{kind}", registry=registry)
+    async def see(body: kopf.Body, **_: Any) -> None:
+        reconciler.see(kind, dict(body))
+
+    @kopf.on.event(group, version, kind, id=f"gone-{kind}", registry=registry)
+    async def gone(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.open_gate()
+        if event["type"] == "DELETED":
+            reconciler.see_gone(kind, event["object"])

@@ -1,0 +1,304 @@
+"""Starts the operator: settings, logs, servers, lease, watches, workers; and ends it in good order.
+
+`python -m llamero_operator [--settings FILE] [--version]`. Exit codes: 0 when told to stop, 2 for wrong settings, 20 when the watches
+were silent, 21 when the lease was lost, 22 when kopf ended by itself.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+
+import kopf
+
+from llamero import __version__
+from llamero.kube import Away, ClientOptions, Kube, KubeError, Refused, connect
+from llamero.kube.discovery import observe_capabilities, observe_kinds
+from llamero.kube.events import EventRecorder
+from llamero.lifecycle.jobs import decide
+from llamero.lifecycle.world import Capabilities
+from llamero.spec import names
+from llamero.spec.status import JobPhase
+from llamero_operator import logs
+from llamero_operator.apply import Tools
+from llamero_operator.broker import Broker
+from llamero_operator.handlers import Reconciler, build_registry
+from llamero_operator.health import HealthServer, Vitals
+from llamero_operator.lease import Lease
+from llamero_operator.messages import PLAIN_KINDS
+from llamero_operator.metrics import Metrics
+from llamero_operator.observe import read_status
+from llamero_operator.settings import SETTINGS_VARIABLE, OperatorSettings, load_settings_or_exit
+from llamero_operator.store import KINDS, SELECTORS, Key, Store
+from llamero_operator.watchdog import Audit, Watchdog, audit_for_ever, build_listener
+from llamero_operator.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+EXIT_KOPF_ENDED = 22
+START_RETRY_SECONDS = 3.0
+GAUGE_SECONDS = 5.0
+STOP_SECONDS = 10.0
+"""A pass under way when the operator is told to stop gets so long to end."""
+REQUIRED_KINDS = frozenset({names.PLURAL, names.ADAPTER_PLURAL})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the operator until it is told to stop."""
+    parser = argparse.ArgumentParser(prog="llamero_operator", description="Runs FineTuneJobs on a Kubernetes cluster.")
+    parser.add_argument("--settings", metavar="FILE", help=f"settings file (YAML); by default {SETTINGS_VARIABLE}")
+    parser.add_argument("--version", action="version", version=f"llamero_operator {__version__}")
+    chosen = parser.parse_args(arguments)
+    environment = dict(os.environ) | ({SETTINGS_VARIABLE: chosen.settings} if chosen.settings else {})
+    settings = load_settings_or_exit(environment)
+    logs.start_logs(settings.logs, settings.redis_url)
+    raise SystemExit(asyncio.run(run(settings)))
+
+
+async def run(settings: OperatorSettings) -> int:
+    """Runs the operator. Returns the exit code."""
+    vitals = Vitals(watchdog_seconds=settings.intervals.watchdog_seconds)
+    metrics = Metrics()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with _servers(settings, vitals, metrics):
+        beat = asyncio.create_task(_beat_for_ever(vitals), name="heartbeat")
+        try:
+            return await _serve(settings, vitals, metrics, stop)
+        except Refused as error:
+            logger.error("%s", error)
+            return 1
+        finally:
+            beat.cancel()
+
+
+async def _serve(settings: OperatorSettings, vitals: Vitals, metrics: Metrics, stop: asyncio.Event) -> int:
+    client = settings.client
+    options = ClientOptions(
+        qps=client.qps,
+        burst=client.burst,
+        max_concurrent=client.max_concurrent,
+        user_agent=f"llamero-operator/{__version__}",
+    )
+    async with await connect(options, metrics) as kube:
+        capabilities = await _unless_stopped(_wait_for_server(kube), stop)
+        if capabilities is None:
+            return 0
+        lease = Lease(kube, settings.lease) if settings.lease.enabled else None
+        if lease is not None:
+            vitals.stage = "waiting"
+            logger.info("waiting for the lease %s", settings.lease.name)
+            if await _unless_stopped(_hold(lease), stop) is None:
+                return 0
+            metrics.forbid_writes_by(lease.fence)
+        metrics.leader.set(1)
+        try:
+            if await _unless_stopped(_wait_for_kinds(kube), stop) is None:
+                return 0
+            return await _work(settings, kube, vitals, metrics, capabilities, stop)
+        finally:
+            metrics.leader.set(0)
+            if lease is not None:
+                await lease.release()
+
+
+async def _work(
+    settings: OperatorSettings,
+    kube: Kube,
+    vitals: Vitals,
+    metrics: Metrics,
+    capabilities: Capabilities,
+    stop: asyncio.Event,
+) -> int:
+    """Watches and works until told to stop."""
+    broker, store, queue = Broker(settings.redis_url), Store(), WorkQueue[Key]()
+    tools = Tools(kube, broker, store, EventRecorder(kube, names.FIELD_MANAGER), settings, metrics)
+    reconciler = Reconciler(tools, queue, vitals, decide, capabilities)
+    vitals.oldest_waiting = lambda: queue.oldest_seconds
+    vitals.work(KINDS)
+    audit = Audit(kube, store, settings.namespaces, queue.add)
+    workers = [asyncio.create_task(reconciler.work(), name=f"worker-{n}") for n in range(settings.concurrency)]
+    background = [
+        asyncio.create_task(audit_for_ever(audit, vitals.watchdog_seconds / 2, vitals), name="audit"),
+        asyncio.create_task(_show_for_ever(tools, queue, vitals), name="gauges"),
+    ]
+    session = kube.open_watch_session([build_listener(vitals)])
+    try:
+        await kopf.operator(
+            registry=_build_registry(reconciler, kube, session),
+            settings=build_kopf_settings(),
+            standalone=True,
+            clusterwide=not settings.namespaces,
+            namespaces=settings.namespaces,
+            stop_flag=stop,
+        )
+    finally:
+        was_told = stop.is_set() or vitals.stage == "stopping"
+        vitals.stage = "stopping"
+        queue.close()
+        reconciler.open_gate()
+        for task in background:
+            task.cancel()
+        _, late = await asyncio.wait(workers, timeout=STOP_SECONDS)
+        for task in late:
+            task.cancel()
+        await session.close()
+        await broker.close()
+    if was_told:
+        logger.info("told to stop: the pods go on by themselves")
+        return 0
+    logger.error("the watches ended by themselves: ending the process, so that it is started afresh")
+    return EXIT_KOPF_ENDED
+
+
+def _build_registry(reconciler: Reconciler, kube: Kube, session: object) -> kopf.OperatorRegistry:
+    registry = build_registry(reconciler)
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: object) -> kopf.AiohttpSession:
+        return kopf.AiohttpSession(server=kube.server, aiohttp_session=session)  # type: ignore[arg-type]
+
+    return registry
+
+
+class EndlessBackoff:
+    """Seconds between a watch's tries to reach the API server: for ever, since kopf's own limit would end the watch's task."""
+
+    def __iter__(self) -> Iterator[float]:
+        seconds = 0.5
+        while True:
+            yield seconds * random.uniform(0.7, 1.0)
+            seconds = min(seconds * 1.6, 10.0)
+
+
+def build_kopf_settings() -> kopf.OperatorSettings:
+    """kopf as a watcher alone: no peering, no events, no annotations, no looking for new kinds and namespaces."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = 600
+    settings.watching.connect_timeout = 10
+    settings.watching.inactivity_timeout = 70.0
+    settings.networking.connect_timeout = 10
+    settings.networking.request_timeout = 60
+    settings.networking.error_backoffs = EndlessBackoff()
+    settings.process.ultimate_exiting_timeout = 60
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 1.0
+    for kind, selector in SELECTORS.items():
+        group = "batch" if kind == "jobs" else ""
+        settings.watching.label_selectors[group, "v1", kind] = selector
+    return settings
+
+
+# -- what the start waits for --------------------------------------------------------------------------------------------------
+
+
+async def _unless_stopped(work, stop: asyncio.Event):  # type: ignore[no-untyped-def]
+    """The result, or None where the operator was told to stop first. Raises what the work raises."""
+    task, stopped = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return None
+
+
+async def _wait_for_server(kube: Kube) -> Capabilities:
+    while True:
+        try:
+            found = await observe_capabilities(kube)
+        except Away as error:
+            logger.warning("%s: trying again", error)
+            await asyncio.sleep(START_RETRY_SECONDS)
+            continue
+        logger.info("the API server at %s is of version %d.%d", kube.server, *found.version)
+        return found
+
+
+async def _wait_for_kinds(kube: Kube) -> bool:
+    while True:
+        try:
+            missing = REQUIRED_KINDS - await observe_kinds(kube)
+        except KubeError as error:
+            logger.warning("%s: trying again", error)
+        else:
+            if not missing:
+                return True
+            wanted = ", ".join(f"{kind}.{names.GROUP}" for kind in sorted(missing))
+            logger.warning("the API server does not know %s: install llamero's CRDs; looking again", wanted)
+        await asyncio.sleep(START_RETRY_SECONDS)
+
+
+async def _hold(lease: Lease) -> bool:
+    await lease.hold()
+    return True
+
+
+# -- beside the work -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _servers(settings: OperatorSettings, vitals: Vitals, metrics: Metrics) -> Iterator[None]:
+    """Health, metrics and the watchdog, each in a thread of its own."""
+    health = HealthServer(vitals, settings.health_port) if settings.health_port else None
+    exporter = metrics.serve(settings.metrics_port) if settings.metrics_port else None
+    watchdog = Watchdog(vitals)
+    if health is not None:
+        health.start()
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.stop()
+        if health is not None:
+            health.stop()
+        if exporter is not None:
+            exporter.shutdown()
+
+
+async def _beat_for_ever(vitals: Vitals) -> None:
+    while True:
+        vitals.loop_beat = time.monotonic()
+        await asyncio.sleep(1.0)
+
+
+async def _show_for_ever(tools: Tools, queue: WorkQueue[Key], vitals: Vitals) -> None:
+    while True:
+        try:
+            await _show(tools, queue, vitals)
+        except Exception:
+            logger.exception("the gauges could not be set")
+        await asyncio.sleep(GAUGE_SECONDS)
+
+
+async def _show(tools: Tools, queue: WorkQueue[Key], vitals: Vitals) -> None:
+    metrics, now = tools.metrics, time.monotonic()
+    records = list(tools.store.jobs.values())
+    metrics.show_jobs(str((r.raw.get("status") or {}).get("phase") or JobPhase.PENDING) for r in records)
+    metrics.queue.set(len(queue))
+    metrics.delayed.set(queue.delayed)
+    for kind, at in vitals.watches.items():
+        metrics.event_age.labels(kind).set(now - at)
+    if vitals.last_pass is not None:
+        metrics.pass_age.set(now - vitals.last_pass)
+    queues: dict[str, str] = {}
+    for record in records:
+        status = read_status(record.raw)
+        if status.work is not None and status.work.kind not in PLAIN_KINDS:
+            work = status.work
+            queues[names.queue_name(record.uid, status.run, work.kind, work.attempt)] = work.kind
+    lengths: dict[str, int] = {}
+    for name, length in (await tools.broker.queue_lengths(list(queues))).items():
+        lengths[queues[name]] = lengths.get(queues[name], 0) + length
+    metrics.show_queues(lengths)
+    metrics.redis_up.set(tools.broker.problem is None)

@@ -1,0 +1,227 @@
+"""The newest known state of everything that the operator watches: FineTuneJobs, child Jobs, pods, Adapters.
+
+Fed by the watches and by the answers to the operator's own writes; an object is only replaced by a newer version of itself, so
+that a pass never decides from a state older than its own last write. Pods and children are kept as views, not as dictionaries.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamero.kube import objects
+from llamero.kube.discovery import parse_resource_version
+from llamero.lifecycle.world import ChildView, PodView
+from llamero.spec import names
+from llamero.spec.adapter import AdapterSpec
+from llamero.spec.job import FineTuneJob
+from llamero.spec.status import WorkKind
+from llamero_operator import observe
+
+Object = Mapping[str, Any]
+Key = tuple[str, str]
+"""(namespace, name) of a FineTuneJob, or of whatever object."""
+
+KINDS: dict[str, objects.Resource] = {
+    "finetunejobs": objects.JOBS,
+    "jobs": objects.BATCH_JOBS,
+    "pods": objects.PODS,
+    "adapters": objects.ADAPTERS,
+}
+"""What is watched, by the plural that kopf calls it."""
+
+MAX_GONE = 20_000
+
+SELECTORS: dict[str, str] = {"jobs": names.LABEL_UID, "pods": names.LABEL_UID}
+"""Label selectors of the watches: children are found by the label alone."""
+
+
+@dataclass
+class JobRecord:
+    """A FineTuneJob as the API has it; `parsed` and `problems` are of the spec in it."""
+
+    raw: dict[str, Any]
+    parsed: FineTuneJob | None = None
+    problems: tuple[str, ...] = ()
+    deleted_children: set[str] = field(default_factory=set)  # uids whose deletion was asked for
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def key(self) -> Key:
+        return (self.raw["metadata"]["namespace"], self.raw["metadata"]["name"])
+
+
+@dataclass
+class _Child:
+    uid: str
+    view: ChildView
+
+
+@dataclass
+class _Pod:
+    attempt: tuple[WorkKind, int, int]
+    view: PodView
+
+
+class Store:
+    """What is known. All methods are synchronous and belong to one event loop."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[Key, JobRecord] = {}
+        self.versions: dict[str, dict[Key, tuple[str, int]]] = {kind: {} for kind in KINDS}
+        self._names_of: dict[str, Key] = {}  # uid of a FineTuneJob → its key
+        self._children: dict[str, dict[Key, _Child]] = {}
+        self._pods: dict[str, dict[Key, _Pod]] = {}
+        self._adapters: dict[Key, dict[str, AdapterSpec]] = {}  # of a job's key, by name
+        self._adapter_owners: dict[Key, Key] = {}
+        self._owners: dict[tuple[str, Key], str] = {}  # (kind, key) → uid of the FineTuneJob
+        self._gone: dict[str, None] = {}  # uids that were deleted: a late answer about one must not bring it back
+
+    # Feeding
+
+    def put(self, kind: str, thing: Object) -> Key | None:
+        """Takes an object in unless a newer version is known. Returns the key of the FineTuneJob that it concerns, None for none."""
+        metadata = thing["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        version = parse_resource_version(metadata["resourceVersion"])
+        known = self.versions[kind].get(key)
+        if metadata["uid"] in self._gone or (known is not None and known[1] >= version > 0):
+            return None
+        self.versions[kind][key] = (metadata["uid"], version)
+        if kind == "finetunejobs":
+            return self._put_job(key, thing)
+        uid = observe.read_job_uid(thing)
+        if kind == "adapters":
+            return self._put_adapter(key, thing)
+        attempt = observe.read_attempt(thing)
+        if uid is None or attempt is None:
+            return None
+        self._owners[kind, key] = uid
+        if kind == "jobs":
+            view = observe.view_child(thing)
+            if view is not None:
+                self._children.setdefault(uid, {})[key] = _Child(metadata["uid"], view)
+        else:
+            self._pods.setdefault(uid, {})[key] = _Pod(attempt, observe.view_pod(thing))
+        return self._names_of.get(uid)
+
+    def remove(self, kind: str, key: Key, uid: str | None = None) -> Key | None:
+        """Forgets an object (with `uid`, only that very one). Returns the key of the FineTuneJob that it concerned."""
+        known = self.versions[kind].get(key)
+        if known is None or (uid is not None and known[0] != uid):
+            return None
+        del self.versions[kind][key]
+        self._bury(known[0])
+        if kind == "finetunejobs":
+            record = self.jobs.pop(key, None)
+            if record is not None:
+                self._names_of.pop(record.uid, None)
+            return key
+        if kind == "adapters":
+            return self._remove_adapter(key)
+        owner = self._owners.pop((kind, key), None)
+        if owner is None:
+            return None
+        if kind == "jobs":
+            _remove(self._children, owner, key)
+        else:
+            _remove(self._pods, owner, key)
+        return self._names_of.get(owner)
+
+    def _put_job(self, key: Key, thing: Object) -> Key:
+        raw = dict(thing)
+        raw["metadata"] = {k: v for k, v in thing["metadata"].items() if k != "managedFields"}
+        old = self.jobs.get(key)
+        record = JobRecord(raw)
+        if old is not None and old.uid == record.uid:
+            record.deleted_children = old.deleted_children
+        if old is not None and old.uid == record.uid and _speaks_alike(old.raw, raw):
+            record.parsed, record.problems = old.parsed, old.problems
+        else:
+            record.parsed, record.problems = observe.read_job(raw)
+        if old is not None:
+            self._names_of.pop(old.uid, None)
+        self.jobs[key] = record
+        self._names_of[record.uid] = key
+        return key
+
+    def _put_adapter(self, key: Key, thing: Object) -> Key | None:
+        job = (thing["metadata"].get("labels") or {}).get(names.LABEL_JOB)
+        spec = observe.read_adapter(thing)
+        before = self._remove_adapter(key)
+        if job is None or spec is None:
+            return before
+        owner = (key[0], job)
+        self._adapters.setdefault(owner, {})[key[1]] = spec
+        self._adapter_owners[key] = owner
+        return owner
+
+    def _remove_adapter(self, key: Key) -> Key | None:
+        owner = self._adapter_owners.pop(key, None)
+        if owner is not None:
+            of_job = self._adapters.get(owner, {})
+            of_job.pop(key[1], None)
+            if not of_job:
+                self._adapters.pop(owner, None)
+        return owner
+
+    def _bury(self, uid: str) -> None:
+        self._gone[uid] = None
+        while len(self._gone) > MAX_GONE:
+            self._gone.pop(next(iter(self._gone)))
+
+    # Reading
+
+    def children(self, key: Key) -> tuple[ChildView, ...]:
+        """The child Jobs of a FineTuneJob with their pods, oldest first; pods whose Job is gone stand under one of its name."""
+        record = self.jobs.get(key)
+        if record is None:
+            return ()
+        pods: dict[tuple[WorkKind, int, int], list[PodView]] = {}
+        for pod in self._pods.get(record.uid, {}).values():
+            pods.setdefault(pod.attempt, []).append(pod.view)
+        found: list[ChildView] = []
+        for child in self._children.get(record.uid, {}).values():
+            view = child.view
+            attempt = (view.kind, view.run, view.attempt)
+            own = tuple(sorted(pods.pop(attempt, []), key=lambda p: (p.created_at, p.name)))
+            is_going = view.deleting or child.uid in record.deleted_children
+            found.append(_with(view, own, is_going))
+        found += [observe.view_orphan(key[1], record.uid, attempt, own) for attempt, own in pods.items()]
+        return tuple(sorted(found, key=lambda c: (c.created_at, c.name)))
+
+    def child_uids(self, key: Key) -> dict[str, str]:
+        """The uids of the child Jobs that exist, by name."""
+        record = self.jobs.get(key)
+        return {k[1]: c.uid for k, c in self._children.get(record.uid, {}).items()} if record else {}
+
+    def adapters(self, key: Key) -> dict[str, AdapterSpec]:
+        """The Adapters that runs of a job of this name published, by name."""
+        return dict(self._adapters.get(key, {}))
+
+    def owner_of(self, kind: str, key: Key) -> Key | None:
+        """The FineTuneJob that a known object concerns."""
+        uid = self._owners.get((kind, key))
+        return self._names_of.get(uid) if uid else None
+
+
+def _remove(index: dict[str, dict[Key, Any]], uid: str, key: Key) -> None:
+    of_job = index.get(uid, {})
+    of_job.pop(key, None)
+    if not of_job:
+        index.pop(uid, None)
+
+
+def _with(view: ChildView, pods: Iterable[PodView], deleting: bool) -> ChildView:
+    return ChildView(**{**view.__dict__, "pods": tuple(pods), "deleting": deleting})
+
+
+def _speaks_alike(old: Object, new: Object) -> bool:
+    """Whether the manifest is the same, so that it need not be read again."""
+    a, b = old["metadata"], new["metadata"]
+    return a.get("generation") == b.get("generation") and (a.get("labels"), a.get("annotations")) == (
+        b.get("labels"),
+        b.get("annotations"),
+    )

@@ -1,0 +1,63 @@
+"""What the API server is and can do, and which versions its objects have."""
+
+import re
+from collections.abc import Mapping
+
+from llamero.kube.client import METADATA_LIST, Kube
+from llamero.kube.errors import NotFound
+from llamero.kube.objects import Resource
+from llamero.lifecycle.world import Capabilities
+from llamero.spec import names
+
+JOB_SUSPEND_SINCE = (1, 22)
+"""Job `suspend` is on by default since then (KEP-2232: beta in 1.22, stable in 1.24)."""
+
+
+async def observe_capabilities(kube: Kube) -> Capabilities:
+    """The server's version and what follows from it."""
+    answer = await kube.request("GET", "/version", verb="get", kind="Version")
+    version = parse_version(answer)
+    return Capabilities(job_suspend=version >= JOB_SUSPEND_SINCE, version=version)
+
+
+def parse_version(answer: Mapping[str, object]) -> tuple[int, int]:
+    """(1, 28) from what `/version` says; some clouds write `28+`."""
+    digits = [re.match(r"\d+", str(answer.get(part, ""))) for part in ("major", "minor")]
+    major, minor = (int(d[0]) if d else 0 for d in digits)
+    return (major, minor)
+
+
+async def observe_kinds(kube: Kube) -> frozenset[str]:
+    """The plurals that llamero's API group serves; none where its CRDs are not installed."""
+    path = f"/apis/{names.GROUP}/{names.VERSION}"
+    try:
+        answer = await kube.request("GET", path, verb="get", kind="APIResourceList")
+    except NotFound:
+        return frozenset()
+    resources = answer.get("resources") or []
+    return frozenset(r["name"] for r in resources if "/" not in r["name"])
+
+
+Versions = dict[tuple[str, str], tuple[str, int]]
+"""(namespace, name) → (uid, resourceVersion)."""
+
+
+async def observe_versions(
+    kube: Kube, resource: Resource, namespace: str | None, selector: str | None
+) -> tuple[int, Versions]:
+    """The list's resourceVersion and each object's, from the server's cache: metadata alone, cheap enough to compare with."""
+    query = {"resourceVersion": "0"} | ({"labelSelector": selector} if selector else {})
+    answer = await kube.request(
+        "GET", resource.path(namespace), query=query, accept=METADATA_LIST, verb="list", kind=resource.kind
+    )
+    found: Versions = {}
+    for item in answer.get("items") or []:
+        metadata = item["metadata"]
+        key = (metadata.get("namespace", ""), metadata["name"])
+        found[key] = (metadata["uid"], parse_resource_version(metadata["resourceVersion"]))
+    return parse_resource_version(answer["metadata"]["resourceVersion"]), found
+
+
+def parse_resource_version(text: str) -> int:
+    """A number that orders the versions of one kind's objects (comparable by KEP-5504, and with etcd always); -1 where it is none."""
+    return int(text) if text.isdigit() else -1
