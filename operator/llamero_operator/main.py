@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 
+import aiohttp
 import kopf
 
 from llamero import __version__
@@ -45,6 +46,9 @@ START_RETRY_SECONDS = 3.0
 GAUGE_SECONDS = 5.0
 STOP_SECONDS = 10.0
 """A pass under way when the operator is told to stop gets so long to end."""
+SIGNAL_SECONDS = 0.2
+INACTIVITY_SECONDS = 70.0
+"""Bookmarks come every minute."""
 REQUIRED_KINDS = frozenset({names.PLURAL, names.ADAPTER_PLURAL})
 
 
@@ -65,8 +69,7 @@ async def run(settings: OperatorSettings) -> int:
     vitals = Vitals(watchdog_seconds=settings.intervals.watchdog_seconds)
     metrics = Metrics()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _listen_to_signals(stop)
     with _servers(settings, vitals, metrics):
         beat = asyncio.create_task(_beat_for_ever(vitals), name="heartbeat")
         try:
@@ -131,8 +134,8 @@ async def _work(
     session = kube.open_watch_session([build_listener(vitals)])
     try:
         await kopf.operator(
-            registry=_build_registry(reconciler, kube, session),
-            settings=build_kopf_settings(),
+            registry=_build_registry(reconciler, kube, session, stop),
+            settings=build_kopf_settings(vitals.watchdog_seconds),
             standalone=True,
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
@@ -157,12 +160,24 @@ async def _work(
     return EXIT_KOPF_ENDED
 
 
-def _build_registry(reconciler: Reconciler, kube: Kube, session: object) -> kopf.OperatorRegistry:
+def _listen_to_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+def _build_registry(
+    reconciler: Reconciler, kube: Kube, session: aiohttp.ClientSession, stop: asyncio.Event
+) -> kopf.OperatorRegistry:
     registry = build_registry(reconciler)
+
+    @kopf.on.startup(registry=registry)
+    async def start(**_: object) -> None:
+        # kopf takes the signals for itself at about this time, and would not say that it was one that ended it.
+        asyncio.get_running_loop().call_later(SIGNAL_SECONDS, _listen_to_signals, stop)
 
     @kopf.on.login(registry=registry)
     async def login(**_: object) -> kopf.AiohttpSession:
-        return kopf.AiohttpSession(server=kube.server, aiohttp_session=session)  # type: ignore[arg-type]
+        return kopf.AiohttpSession(server=kube.server, aiohttp_session=session)
 
     return registry
 
@@ -177,14 +192,17 @@ class EndlessBackoff:
             seconds = min(seconds * 1.6, 10.0)
 
 
-def build_kopf_settings() -> kopf.OperatorSettings:
-    """kopf as a watcher alone: no peering, no events, no annotations, no looking for new kinds and namespaces."""
+def build_kopf_settings(watchdog_seconds: float) -> kopf.OperatorSettings:
+    """kopf as a watcher alone: no peering, no events, no annotations, no looking for new kinds and namespaces.
+
+    A watch that shows nothing, not even a bookmark, is opened anew well before the watchdog would bite.
+    """
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.watching.server_timeout = 600
     settings.watching.connect_timeout = 10
-    settings.watching.inactivity_timeout = 70.0
+    settings.watching.inactivity_timeout = min(INACTIVITY_SECONDS, 0.4 * watchdog_seconds)
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
     settings.networking.error_backoffs = EndlessBackoff()

@@ -31,11 +31,18 @@ CHECK_SECONDS = 2.0
 
 
 def build_listener(vitals: Vitals) -> aiohttp.ClientMiddlewareType:
-    """A middleware of kopf's session: each good answer about a watched kind and each piece of a stream is a sign of life."""
+    """A middleware of kopf's session: each answer about a watched kind and each piece of a stream is a sign of life.
+
+    A request that fails is one too: the watch's task is there and tries, it is the API server that is away.
+    """
 
     async def listen(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        response = await handler(request)
         kind = find_kind(request.url.path)
+        try:
+            response = await handler(request)
+        finally:
+            if kind is not None:
+                vitals.beat(kind)
         if kind is not None and response.status < 400:
             vitals.beat(kind, is_watch="watch" in request.url.query)
             response.content = cast(aiohttp.StreamReader, _Heard(response.content, lambda: vitals.beat(kind)))

@@ -34,7 +34,7 @@ async def ensure_adapter(kube: Kube, manifest: Mapping[str, Any]) -> Object:
     metadata, spec = manifest["metadata"], manifest["spec"]
     namespace, name = metadata["namespace"], metadata["name"]
     try:
-        return await objects.create(kube, ADAPTERS, namespace, manifest)
+        return await objects.create(kube, ADAPTERS, namespace, {**manifest, "spec": objects.drop_empty_texts(spec)})
     except Conflict:
         found = await objects.read(kube, ADAPTERS, namespace, name)
     there = found.get("spec", {}).get("sha256")

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from kubernetes.aio import client as official
 from kubernetes.aio import config as official_config
 
@@ -267,10 +268,11 @@ async def connect(
         loader = await official_config.load_kube_config(
             config_file=file, context=context, client_configuration=configuration, persist_config=False
         )
-    except (official_config.ConfigException, OSError, ValueError) as error:
+    except (official_config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:
         where = "the service account" if in_cluster else f"the kubeconfig {file or '~/.kube/config'}"
+        said = " ".join(str(error).split())
         raise Refused(
-            f"{where} can't be used: {error}: set KUBECONFIG to a file that names a cluster and a user"
+            f"{where} can't be used: {said}: set KUBECONFIG to a file that names a cluster and a user"
         ) from error
     kube = Kube(configuration, options, witness, _namespace_of(loader))
     if "exec" in (loader._user or {}) or loader.provider == "gcp":

@@ -21,10 +21,11 @@ async def observe_capabilities(kube: Kube) -> Capabilities:
 
 
 def parse_version(answer: Mapping[str, object]) -> tuple[int, int]:
-    """(1, 28) from what `/version` says; some clouds write `28+`."""
-    digits = [re.match(r"\d+", str(answer.get(part, ""))) for part in ("major", "minor")]
-    major, minor = (int(d[0]) if d else 0 for d in digits)
-    return (major, minor)
+    """(1, 28) from what `/version` says. Some clouds write the minor version as `28+`, some builds leave both numbers empty."""
+    found = re.match(r"v?(\d+)\.(\d+)", str(answer.get("gitVersion", "")))
+    if found is None:
+        found = re.match(r"(\d+)\.(\d+)", f"{answer.get('major', '')}.{answer.get('minor', '')}")
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 async def observe_kinds(kube: Kube) -> frozenset[str]:

@@ -27,7 +27,7 @@ async def observe_jobs(kube: Kube, namespace: str | None = None, selector: str |
 async def ensure_status(kube: Kube, job: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
     """Writes the status of the job as it was read (its resourceVersion goes with it). Raises Conflict where it has changed since."""
     metadata = job["metadata"]
-    body = {**job, "status": dict(status)}
+    body = {**job, "status": objects.drop_empty_texts(dict(status))}
     return await kube.request(
         "PUT",
         JOBS.path(metadata["namespace"], metadata["name"], "status"),

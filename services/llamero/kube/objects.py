@@ -65,3 +65,15 @@ async def delete(kube: Kube, resource: Resource, namespace: str, name: str, uid:
     if uid:
         options["preconditions"] = {"uid": uid}
     return await kube.request("DELETE", resource.path(namespace, name), body=options, verb="delete", kind=resource.kind)
+
+
+def drop_empty_texts(value: Any) -> Any:
+    """The value without fields that hold an empty text, which mean the same as absent ones.
+
+    Some API servers (seen with 1.20 built on newer go-openapi) refuse an empty text in a custom resource as if it were null.
+    """
+    if isinstance(value, dict):
+        return {k: drop_empty_texts(v) for k, v in value.items() if v != ""}
+    if isinstance(value, list):
+        return [drop_empty_texts(v) for v in value]
+    return value
