@@ -9,6 +9,7 @@ import logging
 import re
 import ssl
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,9 +30,7 @@ WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 RESOURCE = re.compile(
     r"^/(?:api|apis/[^/]+)/[^/]+(?:/namespaces/[^/]+)?/([a-z]+)(?:/[^/]+)?(?:/(status|scale|token|log|eviction))?/?$"
 )
-HOP_HEADERS = frozenset(
-    {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade", "content-encoding"}
-)
+HOP_HEADERS = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade"})
 CHUNK_BYTES = 1 << 16
 LOG = logging.getLogger("cluster.faults")
 # aiohttp logs a traceback for each connection that is cut on purpose.
@@ -100,7 +99,8 @@ class FaultProxy:
     - `only`: a function (method, resource) → bool that says which requests are faulted at all; None: all
     - `block()` / `unblock()`: no new connection is answered and all open ones are closed / as before
     - `writes`: a Counter of (method, resource) of the writes that came in; `requests`: of all
-    - `on_write`: an async function (method, path, when) with when "before" or "after", awaited around each write passed on
+    - `on_write`: an async function (method, path, when) with when "before" or "after", awaited around each write passed on;
+      "after": the server has done it and its answer is not yet with the client
     """
 
     def __init__(self, access: Access, tls: KeyPair | None) -> None:
@@ -116,7 +116,7 @@ class FaultProxy:
         self.writes: Counter[tuple[str, str]] = Counter()
         self.requests: Counter[tuple[str, str]] = Counter()
         self._blocked = False
-        self._transports: set[asyncio.Transport] = set()
+        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._thread = LoopThread("fault proxy")
 
     def __enter__(self) -> Self:
@@ -202,9 +202,6 @@ class FaultProxy:
         except Exception:
             LOG.exception("the fault proxy failed at %s %s", request.method, request.path)
             raise
-        finally:
-            if transport.is_closing():
-                self._transports.discard(transport)
 
     async def _answer(self, request: web.BaseRequest, transport: asyncio.Transport) -> web.StreamResponse:
         resource = resource_of(request.path)
@@ -228,46 +225,47 @@ class FaultProxy:
                 return _refusal(409, "Conflict", message)
             if is_watch and self.gone.takes():
                 return await _expired(request)
-        if not is_write:
-            return await self._pass_on(request, body)
+        try:
+            if not is_write:
+                return await self._relay(request, body)
+            return await self._write(request, body, lose_answer=faulted and self.cuts_after.takes())
+        except (aiohttp.ClientError, ConnectionError):
+            return self._cut(transport)
+
+    async def _write(self, request: web.BaseRequest, body: bytes, lose_answer: bool) -> web.StreamResponse:
+        """Passes a write on and holds its answer until the hook has seen that it is done."""
         if self.on_write:
             await self.on_write(request.method, request.path, "before")
-        lose_answer = faulted and self.cuts_after.takes()
-        response = await self._pass_on(request, body, lose_answer)
+        async with self._ask(request, body) as upstream:
+            content = await upstream.read()
         if self.on_write:
             await self.on_write(request.method, request.path, "after")
-        return response
-
-    async def _pass_on(self, request: web.BaseRequest, body: bytes, lose_answer: bool = False) -> web.StreamResponse:
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_HEADERS}
-        url = self.upstream.url + str(request.rel_url)
-        try:
-            async with self._session.request(
-                request.method,
-                _as_is(url),
-                headers=headers,
-                data=body or None,
-                allow_redirects=False,
-                skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            ) as upstream:
-                if lose_answer:
-                    await upstream.read()
-                    return self._cut(request.transport)
-                response = web.StreamResponse(
-                    status=upstream.status,
-                    headers={
-                        name: value
-                        for name, value in upstream.headers.items()
-                        if name.lower() not in HOP_HEADERS or name.lower() == "content-encoding"
-                    },
-                )
-                await response.prepare(request)
-                async for chunk in upstream.content.iter_any():
-                    await response.write(chunk)
-                await response.write_eof()
-                return response
-        except (aiohttp.ClientError, ConnectionError):
+        if lose_answer:
             return self._cut(request.transport)
+        return web.Response(status=upstream.status, headers=_answer_headers(upstream), body=content)
+
+    async def _relay(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
+        """Passes a read on, each chunk of the answer as it comes."""
+        async with self._ask(request, body) as upstream:
+            response = web.StreamResponse(status=upstream.status, headers=_answer_headers(upstream))
+            await response.prepare(request)
+            async for chunk in upstream.content.iter_any():
+                await response.write(chunk)
+            await response.write_eof()
+            return response
+
+    def _ask(
+        self, request: web.BaseRequest, body: bytes
+    ) -> "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]":
+        return self._session.request(
+            request.method,
+            # Escapes are kept: a selector's `%3D` must reach the server as it came.
+            URL(self.upstream.url + str(request.rel_url), encoded=True),
+            headers={name: value for name, value in request.headers.items() if name.lower() not in HOP_HEADERS},
+            data=body or None,
+            allow_redirects=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        )
 
     def _cut(self, transport: asyncio.Transport | None) -> web.StreamResponse:
         if transport is not None:
@@ -275,9 +273,8 @@ class FaultProxy:
         raise ConnectionResetError("cut on purpose")
 
 
-def _as_is(url: str) -> URL:
-    """The URL with its escapes kept: a selector's `%3D` must reach the server as it came."""
-    return URL(url, encoded=True)
+def _answer_headers(upstream: aiohttp.ClientResponse) -> dict[str, str]:
+    return {name: value for name, value in upstream.headers.items() if name.lower() not in HOP_HEADERS}
 
 
 def _status(code: int, reason: str, message: str) -> dict[str, Any]:

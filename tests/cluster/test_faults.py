@@ -243,6 +243,22 @@ def test_the_proxy_loses_the_answer_to_a_write_that_was_done(fault_proxy: FaultP
     assert api.find(path_of("v1", "ConfigMap", namespace, "done")) is not None
 
 
+def test_a_hook_sees_each_write_before_and_after_it_is_done(
+    fault_proxy: FaultProxy, control_plane: ControlPlane, namespace: str
+) -> None:
+    path = path_of("v1", "ConfigMap", namespace, "hooked")
+    seen = []
+
+    async def note(method: str, where: str, when: str) -> None:
+        is_there = await asyncio.to_thread(control_plane.api.find, path) is not None
+        seen.append((method, where, when, is_there))
+
+    fault_proxy.on_write = note
+    PlainApi(fault_proxy.access).create(config_map("hooked"), namespace)
+    collection = path_of("v1", "ConfigMap", namespace)
+    assert seen == [("POST", collection, "before", False), ("POST", collection, "after", True)]
+
+
 def test_the_proxy_blocks_everything_until_it_is_unblocked(fault_proxy: FaultProxy, namespace: str) -> None:
     api = PlainApi(fault_proxy.access)
     fault_proxy.block()
