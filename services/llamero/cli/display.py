@@ -23,6 +23,8 @@ from rich.text import Text
 from llamero.spec.progress import Progress
 
 PLAIN_INTERVAL_SECONDS = 5.0
+PERCENT = "%"
+"""The unit of an event that counts nothing but percent: neither counts nor rate are shown."""
 
 
 class Display(Protocol):
@@ -49,7 +51,8 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         note = task.fields.get("note", "")
-        rate = f"{format_number(task.speed)} {task.fields.get('unit', '')}/s" if task.speed else ""
+        unit = task.fields.get("unit", "")
+        rate = f"{format_number(task.speed)} {unit}/s" if task.speed and unit != PERCENT else ""
         return Text("  ".join(part for part in (rate, note) if part), style="cyan")
 
 
@@ -134,12 +137,12 @@ class PlainDisplay:
     def _line(self, event: Progress, elapsed: float) -> str:
         parts = [f"{event.phase}: {event.activity}"]
         if event.total:
-            parts.append(
-                f"{event.done / event.total:.0%} ({format_number(event.done)}/{format_number(event.total)} {event.unit})"
-            )
+            counts = f" ({format_number(event.done)}/{format_number(event.total)} {event.unit})"
+            parts.append(f"{event.done / event.total:.0%}{counts if event.unit != PERCENT else ''}")
         if elapsed > 0 and event.done:
             rate = event.done / elapsed
-            parts.append(f"{format_number(rate)} {event.unit}/s")
+            if event.unit != PERCENT:
+                parts.append(f"{format_number(rate)} {event.unit}/s")
             if event.total and event.done < event.total:
                 parts.append(f"ETA {format_seconds((event.total - event.done) / rate)}")
         if note := format_values(event.values):

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llamero import __version__
+from llamero.cli.cluster import COMMANDS as CLUSTER_COMMANDS
 from llamero.cli.display import format_number, format_seconds, make_display
 from llamero.cli.manifest import LoadedManifest, load_manifest
 from llamero.cli.processes import ServerError
@@ -135,6 +136,10 @@ def serve(job: str, workdir: Path, host: str, port: int | None, run_number: int 
 def build_schema() -> dict[str, object]:
     """The manifest's JSON schema (2020-12), in camelCase."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **FineTuneJob.model_json_schema(by_alias=True)}
+
+
+for command in CLUSTER_COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> int:

@@ -51,14 +51,20 @@ class LocatedProblem:
 
 @dataclass(frozen=True)
 class LoadedManifest:
-    """What came of a file: the job (None where there is an error) and every problem, by line."""
+    """What came of a file: the job (None where there is an error), every problem by line, and the manifest with its variables filled in."""
 
     job: FineTuneJob | None
     problems: list[LocatedProblem]
+    raw: Any = None
 
 
-def load_manifest(file: Path, environment: Mapping[str, str] | None = None) -> LoadedManifest:
-    """Read, locate and validate a manifest. Never raises for what is in the file, nor for a file that can't be read."""
+def load_manifest(
+    file: Path, environment: Mapping[str, str] | None = None, *, for_cluster: bool = False
+) -> LoadedManifest:
+    """Read, locate and validate a manifest. Never raises for what is in the file, nor for a file that can't be read.
+
+    With `for_cluster` local URIs stay as they are, and those that pods can't see are problems.
+    """
     environment = os.environ if environment is None else environment
     text, trouble = _read(file)
     if text is None:
@@ -78,13 +84,13 @@ def load_manifest(file: Path, environment: Mapping[str, str] | None = None) -> L
             None, [LocatedProblem(file, line, column, "", f"not readable as YAML: {what}", Severity.ERROR)]
         )
     root = documents[0]
-    raw, problems = _resolve_uris(raw, file.resolve().parent, environment)
+    raw, problems = _resolve_uris(raw, None if for_cluster else file.resolve().parent, environment)
     job, found_problems = validate_job(raw)
     problems = [*_find_doubled_keys(root), *problems, *found_problems]
     located = sorted((_locate(file, root, p) for p in problems), key=lambda p: (p.line, p.column))
     if any(p.severity is Severity.ERROR for p in located):
         job = None
-    return LoadedManifest(job, located)
+    return LoadedManifest(job, located, raw)
 
 
 def format_path(path: FieldPath) -> str:
@@ -146,7 +152,19 @@ def _locate(file: Path, root: Node, problem: Problem) -> LocatedProblem:
     )
 
 
-def _resolve_uris(raw: Any, folder: Path, environment: Mapping[str, str]) -> tuple[Any, list[Problem]]:
+def _judge_cluster_path(path: FieldPath, local: Path) -> list[Problem]:
+    if local.is_absolute():
+        message = f"`{local}` is read in the pods, not on this machine: it must be there on the storage that they have mounted"
+        return [Problem(path, message, Severity.WARNING)]
+    message = (
+        f"`{local}` lies on this machine, where a cluster's pods can't see it: upload it and give its s3://, gs://, hf:// or https:// "
+        "address, or its absolute path on the storage that the pods have mounted"
+    )
+    return [Problem(path, message)]
+
+
+def _resolve_uris(raw: Any, folder: Path | None, environment: Mapping[str, str]) -> tuple[Any, list[Problem]]:
+    """The manifest with variables filled in and local URIs made absolute; without a folder (for a cluster) those are judged instead."""
     problems: list[Problem] = []
 
     def visit(value: Any, field: tuple[str, ...], path: FieldPath) -> Any:
@@ -182,7 +200,12 @@ def _resolve_uris(raw: Any, folder: Path, environment: Mapping[str, str]) -> tup
         expanded = _VARIABLE.sub(replace, text)
         if path[-1] == "initFrom" and expanded in ("base", "previous"):
             return expanded
-        return str((folder / local_path(expanded)).resolve()) if is_local(expanded) else expanded
+        if not expanded or not is_local(expanded):
+            return expanded
+        if folder is None:
+            problems.extend(_judge_cluster_path(path, local_path(expanded)))
+            return expanded
+        return str((folder / local_path(expanded)).resolve())
 
     for field in URI_FIELDS:
         raw = visit(raw, field, ())
