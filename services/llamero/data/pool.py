@@ -16,7 +16,7 @@ import orjson
 from llamero.data.errors import DataError
 from llamero.data.shards import Shard, read_shard
 from llamero.data.tasks import Task, run_task
-from llamero.data.worker import DATA, SPACE, describe_failure
+from llamero.data.worker import DATA, SPACE, STORAGE, describe_failure
 
 MAX_ATTEMPTS = 3
 _GRACE_SECONDS = 5.0
@@ -34,7 +34,7 @@ class TaskRunner(Protocol):
 
 
 def _raise_failure(failure: str, message: str, task: Task) -> None:
-    if failure == DATA:
+    if failure in (DATA, STORAGE):
         raise DataError(message)
     if failure == SPACE:
         raise DataError(f"No space is left for {task['folder']}: {message}. Free some, or choose another --workdir.")

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import select
+import socket
 import traceback
 from typing import IO, Any
 
@@ -16,6 +17,21 @@ from llamero.storage import StorageError
 
 DATA, SPACE, STORAGE, BUG = "data", "space", "storage", "bug"
 _IDLE_SECONDS = 0.1
+# What clients of web servers and object stores raise where nobody answered, or the answer broke off.
+_AWAY = frozenset(
+    {
+        "ClientConnectorError",
+        "ClientConnectorDNSError",
+        "ClientOSError",
+        "ClientPayloadError",
+        "ConnectionTimeoutError",
+        "ServerDisconnectedError",
+        "ServerTimeoutError",
+        "ConnectTimeoutError",
+        "EndpointConnectionError",
+        "ReadTimeoutError",
+    }
+)
 
 
 def serve_tasks(tasks: IO[bytes], answers: IO[bytes]) -> None:
@@ -43,11 +59,20 @@ def describe_failure(error: Exception) -> tuple[str, str]:
     full = error if isinstance(error, OSError) else error.__cause__
     if isinstance(full, OSError) and full.errno in (errno.ENOSPC, errno.EDQUOT):
         return SPACE, f"{full.strerror} ({full.filename})" if full.filename else str(full.strerror)
-    if isinstance(error, SharedStorageError):
+    if isinstance(error, SharedStorageError) or (isinstance(error, StorageError) and is_away(error)):
         return STORAGE, str(error)
     if isinstance(error, (DataError, StorageError, ModelError)):
         return DATA, str(error)
     return BUG, "".join(traceback.format_exception(error))
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether a network failed, as against an answer that says no: what is wrong then is neither the data nor the manifest."""
+    while error is not None:
+        if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)) or type(error).__name__ in _AWAY:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _answer(answers: IO[bytes], row: dict[str, Any]) -> None:
