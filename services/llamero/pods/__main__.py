@@ -27,6 +27,8 @@ def main() -> NoReturn:
         log.error("%s", error)
         sys.exit(PhaseExit.BAD_CONFIG)
     kind = settings.attempt.kind
+    if kind is WorkKind.LOGS:  # its output is other pods' logs: its own words stay out of them
+        logging.getLogger().setLevel(logging.WARNING)
     pod = Pod(settings, keep_log=kind in KEPT_LOGS)
     pod.start(take_output=kind is not WorkKind.LOGS)
     try:

@@ -46,7 +46,9 @@ class Logbook:
         self._thread.start()
 
     def close(self, timeout_seconds: float) -> None:
-        """Show the rest, and keep it if the storage takes it in time."""
+        """Show the rest, and keep it if the storage takes it in time. Nothing where it was never started."""
+        if self._output < 0:
+            return
         self._end.set()
         self._show()
         if self._thread.is_alive():
