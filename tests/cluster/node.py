@@ -8,8 +8,7 @@ import contextlib
 import logging
 import random
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any, Self
 from cluster.api import Access, ApiError, AsyncApi, path_of
 from cluster.containers import ProcessRuntime
 from cluster.kubelet import KubeletServer
-from cluster.pods import UNREACHABLE, Host, Pod, now_text
+from cluster.pods import Host, Pod
+from cluster.reporting import UNREACHABLE, now_text
+from cluster.runs import PodRun
 from cluster.runtimes import Runtime
 from cluster.status import Verdict
 from cluster.storage import FolderProvisioner
@@ -31,35 +32,6 @@ LOG = logging.getLogger("cluster.node")
 HOST_IP = "127.0.0.1"
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 GPU = "nvidia.com/gpu"
-
-
-@dataclass
-class PodRun:
-    """One pod that a node started: who owns it, and from when to when it ran (`time.monotonic`; None: it still runs)."""
-
-    namespace: str
-    name: str
-    uid: str
-    labels: dict[str, str]
-    owner_kind: str
-    owner_name: str
-    began: float
-    ended: float | None = None
-
-
-def count_by_owner(runs: Iterable[PodRun], namespace: str | None = None) -> Counter[str]:
-    """How many pods were started for each owner (a Job's name), of one namespace or of all."""
-    return Counter(run.owner_name for run in runs if namespace in (None, run.namespace))
-
-
-def most_at_once(runs: Iterable[PodRun]) -> int:
-    """The largest number of these pods that ran at the same moment."""
-    moments = [(run.began, 1) for run in runs] + [(run.ended, -1) for run in runs if run.ended is not None]
-    peak = now = 0
-    for _, change in sorted(moments):
-        now += change
-        peak = max(peak, now)
-    return peak
 
 
 @dataclass(frozen=True)

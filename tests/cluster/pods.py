@@ -11,11 +11,8 @@ import shutil
 import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import aiohttp
 
 from cluster.api import Access, ApiError, AsyncApi, path_of
 from cluster.environment import (
@@ -28,6 +25,7 @@ from cluster.environment import (
 )
 from cluster.kubeconfig import write_kubeconfig
 from cluster.probes import Reports, ask_http, run_probes
+from cluster.reporting import RETRY_SECONDS, UNREACHABLE, Reporter, now_text
 from cluster.runtimes import Exit, Launch, LaunchError, Running, Runtime
 from cluster.status import ContainerRecord, PodView, Verdict, build_status, phase_of
 from cluster.volumes import VolumeError, Volumes, decoded_data
@@ -35,17 +33,8 @@ from cluster.volumes import VolumeError, Volumes, decoded_data
 Object = dict[str, Any]
 LOG = logging.getLogger("cluster.node")
 
-RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0)
 START_ERROR_CODE = 128
 STABLE_SECONDS = 600
-# What happens within so many steps of the event loop is one write: a simulated pod that ends at once costs one.
-STEPS_OF_ONE_WRITE = 10
-UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)
-
-
-def now_text() -> str:
-    """The time as the API writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)
@@ -90,20 +79,16 @@ class Pod:
         self.verdict: Verdict | None = None
         self.running: dict[str, Running] = {}
         self.facts = PodFacts(pod, ip, host.ip, host.allocatable)
+        self.reporter = Reporter(pod, host.api, host.present, self._status)
         self.volumes = Volumes(self.facts, self.folder / "volumes", host.api)
         self._reasons: dict[str, str] = {}
         self._stopping = False
         self._kill_at: float | None = None
         self._sooner = asyncio.Event()
-        self._dirty = asyncio.Event()
-        self._written: Object | None = None
-        self._gone = False
         self._has_started = False
         self._is_lost = False
         self._life: asyncio.Task[None] | None = None
-        self._writer: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
-        self._written_event = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # From the outside
@@ -113,7 +98,7 @@ class Pod:
         if not self._is_lost:
             self._life = self._spawn(self._live())
         self._changed()
-        self._writer = self._spawn(self._write_statuses())
+        self._spawn(self.reporter.write())
 
     def terminate(self, grace_seconds: float, remove: bool, verdict: Verdict | None = None) -> "asyncio.Task[None]":
         """Ends the pod: preStop, SIGTERM, SIGKILL after the grace; then its last status; with `remove`, then its object.
@@ -132,7 +117,7 @@ class Pod:
     async def crash(self) -> None:
         """Everything ends at once and nothing is reported: the machine lost power."""
         self._stopping = True
-        self._gone = True
+        self.reporter.forget()
         was_running = list(self.running.values())
         for running in was_running:
             running.kill()
@@ -155,8 +140,7 @@ class Pod:
 
     def forget(self) -> None:
         """The object is gone from the API: nothing is written any more."""
-        self._gone = True
-        self._dirty.set()
+        self.reporter.forget()
 
     async def close(self) -> None:
         """Ends what still goes on for the pod and kills its processes."""
@@ -219,7 +203,7 @@ class Pod:
                 return True
             except (VolumeError, ApiError, *UNREACHABLE) as error:
                 if attempt == 3:
-                    await self.warn("FailedMount", str(error))
+                    await self.reporter.warn("FailedMount", str(error))
                 await self._pause(attempt)
                 attempt += 1
         return False
@@ -277,7 +261,7 @@ class Pod:
         except LaunchError as error:
             record.run(launch.container_id, now_text())
             record.end(Exit(START_ERROR_CODE, str(error), "StartError"), now_text())
-            await self.warn("Failed", f"Error: failed to start container {record.name}: {error}")
+            await self.reporter.warn("Failed", f"Error: failed to start container {record.name}: {error}")
             return
         self.running[record.name] = running
         if not self._has_started:
@@ -327,7 +311,7 @@ class Pod:
                 record.wait("ImagePullBackOff" if pulling else "CreateContainerConfigError", str(error))
                 self._changed()
                 if attempt == 0:
-                    await self.warn("Failed", f"Error: {error}")
+                    await self.reporter.warn("Failed", f"Error: {error}")
             except (ApiError, *UNREACHABLE) as error:
                 LOG.info("%s/%s: %s; trying again", self.namespace, self.name, error)
             await self._pause(attempt)
@@ -384,7 +368,7 @@ class Pod:
             self._spawn(self._end_container(record, running, self.grace_seconds))
 
         def failed(kind: str, why: str) -> None:
-            self._spawn(self.warn("Unhealthy", f"{kind} probe failed: {why}"))
+            self._spawn(self.reporter.warn("Unhealthy", f"{kind} probe failed: {why}"))
 
         if not self.host.runtime.has_probes or record in self.init:
             started()
@@ -408,7 +392,7 @@ class Pod:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
         self._changed()
-        await self._flush()
+        await self.reporter.flush()
 
     async def _end_container(self, record: ContainerRecord, running: Running, grace_seconds: float | None) -> None:
         """preStop, SIGTERM, SIGKILL; the time is the pod's own where no grace is given, and may be cut short."""
@@ -455,12 +439,12 @@ class Pod:
         elif "sleep" in hook:
             await asyncio.sleep(hook["sleep"]["seconds"])
         if problem:
-            await self.warn("FailedPreStopHook", problem)
+            await self.reporter.warn("FailedPreStopHook", problem)
 
     async def _remove_after(self, end: "asyncio.Task[None]") -> None:
         await asyncio.shield(end)
         attempt = 0
-        while not self._gone:
+        while not self.reporter.is_gone:
             await self.host.present.wait()
             try:
                 await self.host.api.delete(self.path, gracePeriodSeconds=0, preconditions={"uid": self.uid})
@@ -488,57 +472,12 @@ class Pod:
         )
 
     def _changed(self) -> None:
-        self._dirty.set()
+        self.reporter.changed()
 
-    async def _flush(self) -> None:
-        """Waits until the status at hand was written, or can't be."""
-        while (
-            self._writer is not None
-            and not self._gone
-            and (self._dirty.is_set() or self._written != self._bare_status())
-        ):
-            self._written_event.clear()
-            self._dirty.set()
-            await self._written_event.wait()
-
-    def _bare_status(self) -> Object:
-        return build_status(self._view(), now_text())
-
-    async def _write_statuses(self) -> None:
-        attempt = 0
-        while not self._gone:
-            await self._dirty.wait()
-            await self.host.present.wait()
-            for _ in range(STEPS_OF_ONE_WRITE):
-                await asyncio.sleep(0)
-            self._dirty.clear()
-            if self._gone:
-                break
-            status = self._bare_status()
-            self.conditions = status["conditions"]
-            if status == self._written:
-                self._written_event.set()
-                continue
-            try:
-                await self.host.api.patch(self.path + "/status", {"metadata": {"uid": self.uid}, "status": status})
-                self._written = status
-                attempt = 0
-            except ApiError as error:
-                if error.status == 404 or (error.status == 409 and "UID" in str(error)):
-                    self._gone = True
-                else:
-                    LOG.info("status of %s/%s: %s; trying again", self.namespace, self.name, error)
-                    await self._again(attempt)
-                    attempt += 1
-            except UNREACHABLE:
-                await self._again(attempt)
-                attempt += 1
-            self._written_event.set()
-        self._written_event.set()
-
-    async def _again(self, attempt: int) -> None:
-        await self._pause(attempt)
-        self._dirty.set()
+    def _status(self) -> Object:
+        status = build_status(self._view(), now_text())
+        self.conditions = status["conditions"]
+        return status
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(coroutine)
@@ -546,33 +485,6 @@ class Pod:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_report)
         return task
-
-    async def warn(self, reason: str, message: str) -> None:
-        """Writes an Event of type Warning; what can't be written is lost."""
-        stamp = now_text()
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{self.name[:40]}.", "namespace": self.namespace},
-            "involvedObject": {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "namespace": self.namespace,
-                "name": self.name,
-                "uid": self.uid,
-            },
-            "type": "Warning",
-            "reason": reason,
-            "message": message[:1000],
-            "source": {"component": "kubelet", "host": self.object["spec"].get("nodeName", "")},
-            "firstTimestamp": stamp,
-            "lastTimestamp": stamp,
-            "count": 1,
-        }
-        if not self.host.present.is_set():
-            return
-        with contextlib.suppress(ApiError, *UNREACHABLE):
-            await self.host.api.create(path_of("v1", "Event", self.namespace), event)
 
 
 def _report(task: "asyncio.Task[Any]") -> None:

@@ -4,8 +4,9 @@ from cluster.api import path_of
 from cluster.control_plane import ControlPlane
 from cluster.fixtures import StartNode
 from cluster.manifests import build_job, build_pod, shell
-from cluster.node import NodeThread, count_by_owner, most_at_once
+from cluster.node import NodeThread
 from cluster.observing import job_condition, pod_of, pods_of, terminated, wait_phase
+from cluster.runs import count_by_owner, most_at_once
 from cluster.waiting import until
 
 
