@@ -67,10 +67,10 @@ def _start(launch: Launch) -> Started:
     ]
     if not command:
         raise LaunchError("the process node needs an explicit command: there is no image to take one from")
-    program = shutil.which(command[0], path=environment["PATH"])
+    folder = _working_folder(launch)
+    program = _find_program(command[0], folder, environment["PATH"])
     if program is None:
         raise LaunchError(f'exec: "{command[0]}": executable file not found in $PATH')
-    folder = _working_folder(launch)
     # Dies with this thread of the loop's executor, which lives as long as the loop.
     with launch.log.open("ab") as stream:
         process = subprocess.Popen(
@@ -83,6 +83,11 @@ def _start(launch: Launch) -> Started:
             start_new_session=True,
         )
     return Started(launch, process, environment, folder, message_file, scratch)
+
+
+def _find_program(word: str, folder: Path, path: str) -> str | None:
+    """The program's file; a word with a slash is relative to the working folder, not to the tests'."""
+    return shutil.which(str(folder / word) if "/" in word else word, path=path)
 
 
 def _scratch(launch: Launch) -> Path:
@@ -191,7 +196,7 @@ class ContainerProcess:
         return await asyncio.to_thread(self._execute, words, seconds)
 
     def _execute(self, words: list[str], seconds: float) -> Exit:
-        program = shutil.which(words[0], path=self._environment["PATH"])
+        program = _find_program(words[0], self._folder, self._environment["PATH"])
         if program is None:
             return Exit(126, f'exec: "{words[0]}": executable file not found in $PATH')
         try:

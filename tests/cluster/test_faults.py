@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import kubernetes.client
 import pytest
 import redis
@@ -241,6 +242,26 @@ def test_the_proxy_loses_the_answer_to_a_write_that_was_done(fault_proxy: FaultP
     with pytest.raises(OSError):
         api.create(config_map("done"), namespace)
     assert api.find(path_of("v1", "ConfigMap", namespace, "done")) is not None
+
+
+async def test_cut_connections_end_watches_and_delays_hold_requests(
+    fault_proxy: FaultProxy, control_plane: ControlPlane, namespace: str
+) -> None:
+    path = path_of("v1", "ConfigMap", namespace)
+    async with AsyncApi(fault_proxy.access) as api:
+        version = (await api.get(path))["metadata"]["resourceVersion"]
+        watch = api.watch(path, version)
+        await asyncio.to_thread(control_plane.api.create, config_map("first"), namespace)
+        async with asyncio.timeout(10):
+            await anext(watch)
+            fault_proxy.cut_connections()
+            with pytest.raises(aiohttp.ClientError):
+                await anext(watch)
+        fault_proxy.delay_seconds = 5
+        with pytest.raises(TimeoutError):
+            await api.request("GET", path, seconds=0.3)
+        fault_proxy.calm()
+        assert (await api.get(path))["kind"] == "ConfigMapList"
 
 
 def test_a_hook_sees_each_write_before_and_after_it_is_done(

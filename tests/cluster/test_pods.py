@@ -11,7 +11,7 @@ from cluster.control_plane import ControlPlane
 from cluster.leftovers import is_alive
 from cluster.manifests import build_deployment, build_pod, python, shell
 from cluster.node import NodeThread
-from cluster.observing import is_ready, pod_of, pods_of, terminated, wait_phase
+from cluster.observing import is_ready, pod_of, pods_of, terminated, wait_phase, wait_ready
 from cluster.waiting import until
 
 ENVIRONMENT = [
@@ -282,6 +282,29 @@ def test_a_failing_liveness_probe_restarts_the_container(control_plane: ControlP
 
     until(lambda: restarts() >= 1, "a restart by the liveness probe")
     assert any("Liveness probe failed" in event for event in control_plane.events(namespace))
+
+
+LATE_SERVER = """
+import os, socket, time
+time.sleep(1.2)
+listener = socket.create_server((os.environ["POD_IP"], 7070))
+time.sleep(300)
+"""
+
+
+def test_a_startup_probe_holds_the_others_back_until_the_port_is_open(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    port = {"tcpSocket": {"port": 7070}, "periodSeconds": 1}
+    container = python(
+        LATE_SERVER,
+        env=[{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+        startupProbe={**port, "failureThreshold": 20},
+        livenessProbe={**port, "failureThreshold": 1},
+    )
+    control_plane.api.create(build_pod("late", container), namespace)
+    (status,) = wait_ready(control_plane, namespace, "late")["status"]["containerStatuses"]
+    assert (status["started"], status["restartCount"]) == (True, 0)
 
 
 def test_a_changed_config_map_reaches_the_mounted_files(
