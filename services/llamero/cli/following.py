@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from llamero.kube.jobs import JobEvent
 
 Object = dict[str, Any]
-INVALID_SPEC = "InvalidSpec"
+REFUSED_SPEC = frozenset({"InvalidSpec", "BaseNotAllowed", "UnknownGpuClass"})
+"""Reasons for which the operator will not run a job as it stands."""
 GATE_REFUSED = "GateRefused"
 PATIENCE_SECONDS = 600.0
 HEALTHY_SECONDS = 60.0
@@ -60,7 +61,7 @@ def judge_end(job: Object) -> Ended | None:
     reasons = {c.reason for c in status.conditions if c.type in (ConditionType.FAILED, ConditionType.STALLED)}
     message = next((c.message for kind in _TELLING if (c := status.condition(kind)) and c.message), "")
     sentence = f"Job {name} run {status.run}: Failed. {message}".rstrip()
-    if INVALID_SPEC in reasons:
+    if reasons & REFUSED_SPEC:
         return Ended(ExitCode.BAD_MANIFEST, f"Job {name}: its spec is refused. {message}".rstrip())
     if GATE_REFUSED in reasons:
         return Ended(ExitCode.GATE_REFUSED, sentence)
@@ -107,7 +108,10 @@ def describe_wait(status: JobStatus) -> str:
     if status.phase == JobPhase.SUSPENDED:
         return "Suspended: `llamero resume` lets it go on."
     ready = status.condition(ConditionType.READY)
-    return ready.message if ready is not None and ready.status == "False" else ""
+    if ready is None or ready.status != "False":
+        return ""
+    # While all goes its way it says what the progress says too; why an attempt is a further one is news.
+    return status.tries.message if ready.reason.startswith("Reconciling") else ready.message
 
 
 async def _changes(kube: "Kube", job: Object, tell: Callable[[str], None]) -> "AsyncGenerator[JobEvent, None]":
