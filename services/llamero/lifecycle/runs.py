@@ -51,8 +51,18 @@ class Retry:
     why: str
 
 
-def decide_retry(rule: FailureRule, attempts: Attempts, backoff_limit: int, sequence_length: int) -> Retry | None:
+def decide_retry(
+    rule: FailureRule,
+    attempts: Attempts,
+    backoff_limit: int,
+    sequence_length: int,
+    free_limit: int | None = FREE_RETRIES_LIMIT,
+    free_delays: bool = False,
+) -> Retry | None:
     """What follows a failed attempt: a retry, or None where the phase has failed for good.
+
+    `free_limit` None never gives up on interruptions; with `free_delays` those in a row are spaced out (a cluster that
+    takes each pod at once must not be asked for a new one ten times a second).
 
     Out of memory, bins shrink to `sequence_length` tokens and are halved from there, down to an eighth of it: smaller ones would
     save no memory worth having, since an example fills a bin alone.
@@ -61,9 +71,10 @@ def decide_retry(rule: FailureRule, attempts: Attempts, backoff_limit: int, sequ
         case NextStep.FINAL:
             return None
         case NextStep.RETRY_FREE:
-            if attempts.free >= FREE_RETRIES_LIMIT:
+            if free_limit is not None and attempts.free >= free_limit:
                 return None
-            return Retry(replace(attempts, free=attempts.free + 1), 0.0, "it was interrupted, which is not its fault")
+            delay = _backoff(attempts.free - 1) if free_delays and attempts.free else 0.0
+            return Retry(replace(attempts, free=attempts.free + 1), delay, "it was interrupted, which is not its fault")
         case NextStep.RETRY_HALVED:
             smaller = attempts.micro_batch_tokens // 2 if attempts.micro_batch_tokens else sequence_length
             if smaller < max(sequence_length // 8, 1):
@@ -76,8 +87,13 @@ def decide_retry(rule: FailureRule, attempts: Attempts, backoff_limit: int, sequ
         case NextStep.RETRY_COUNTED:
             if attempts.counted >= backoff_limit:
                 return None
-            delay = min(RETRY_BASE_SECONDS * 2**attempts.counted, RETRY_MAX_SECONDS)
+            delay = _backoff(attempts.counted)
             counted = attempts.counted + 1
             return Retry(
                 replace(attempts, counted=counted), delay, f"retry {counted} of {backoff_limit} (backoffLimit)"
             )
+
+
+def _backoff(earlier: int) -> float:
+    """Seconds before the next try after `earlier` tries."""
+    return min(RETRY_BASE_SECONDS * 2.0 ** min(earlier, 16), RETRY_MAX_SECONDS)

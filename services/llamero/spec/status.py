@@ -78,6 +78,7 @@ class ProgressStatus(ResultModel):
     total_steps: int | None = Field(None, ge=0, description="Optimiser steps in all.")
     loss: Figure | None = Field(None, description="Loss of the last step, in nats per token.")
     tokens_per_second: Figure | None = Field(None, description="Tokens trained a second, over the last seconds.")
+    written_at: datetime | None = Field(None, description="When this was last brought up to date.")
 
 
 class AttemptStatus(ResultModel):
@@ -100,6 +101,7 @@ class AttemptStatus(ResultModel):
     step: int | None = Field(None, description="The last step told; with `stepAt` it shows a training that hangs.")
     step_at: datetime | None = Field(None, description="When that step was first told.")
     gpu_class: Annotated[str, Field(max_length=63)] | None = Field(None, description="The GPU class it asked for.")
+    gpus: int = Field(0, ge=0, description="GPUs of its pod, for the usage.")
     micro_batch_tokens: int = Field(0, ge=0, description="Tokens of a bin; 0 leaves it to the training.")
 
 
@@ -111,6 +113,10 @@ class TriesStatus(ResultModel):
     micro_batch_tokens: int = Field(0, ge=0, description="Tokens of a bin after running out of memory; 0: not set.")
     gpu_class: int = Field(0, ge=0, description="Index into training.resources.gpuClass that is being tried.")
     retry_at: datetime | None = Field(None, description="When the next attempt may start.")
+    ended_at: datetime | None = Field(
+        None, description="When the last attempt was given up: its pods get their grace before the next one starts."
+    )
+    message: Annotated[str, Field(max_length=300)] = Field("", description="Why the last attempt ended.")
 
 
 class BaseStatus(ResultModel):
@@ -201,6 +207,26 @@ class RetrainStatus(ResultModel):
     pending: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="A cause that waits for minInterval."
     )
+    schedule_digest: Annotated[str, Field(max_length=16)] = Field(
+        "", description="Digest of the schedule that `nextAt` belongs to."
+    )
+    data_digest: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="What the last look at the data found."
+    )
+
+
+class FailureStatus(ResultModel):
+    """Why the run at hand has failed for good."""
+
+    reason: Annotated[str, Field(max_length=64)] = Field(description="One word in CamelCase.")
+    message: Message = Field("", description="What happened and what to do.")
+
+
+class LogsStatus(ResultModel):
+    """The last request for kept logs."""
+
+    number: int = Field(ge=1, description="Its number.")
+    ended_at: datetime | None = Field(None, description="When its pod was first seen to have ended.")
 
 
 class JobStatus(ResultModel):
@@ -220,14 +246,30 @@ class JobStatus(ResultModel):
     work: AttemptStatus | None = Field(None, description="The attempt at hand.")
     tries: TriesStatus = Field(default_factory=TriesStatus, description="Earlier attempts at the phase.")
     progress: ProgressStatus | None = Field(None, description="How far the phase is.")
+    attempts: dict[WorkKind, int] = Field(
+        default_factory=dict,
+        description="The last attempt's number by kind; those of a run's work start again with it.",
+    )
     base: BaseStatus | None = Field(None, description="The base model.")
+    base_ref: Annotated[str, Field(max_length=64)] = Field(
+        "", description="Digest of the spec's baseModel that `base` belongs to."
+    )
     data: DataStatus | None = Field(None, description="The prepared data.")
     training: TrainingStatus | None = Field(None, description="The training's figures.")
     evaluation: EvaluationStatus | None = Field(None, description="The evaluation's figures.")
     adapter: AdapterStatus | None = Field(None, description="The adapter of the newest run that published one.")
+    candidate: Annotated[str, Field(max_length=4096)] | None = Field(
+        None, description="The trained adapter's spec as JSON, until the gate has passed it and it is published."
+    )
+    failure: FailureStatus | None = Field(None, description="Why the run failed for good.")
     usage: UsageStatus = Field(default_factory=UsageStatus, description="GPU time and cost.")
     started_at: datetime | None = Field(None, description="When the run started.")
     finished_at: datetime | None = Field(None, description="When the run ended.")
+    active_since: datetime | None = Field(
+        None, description="When activeDeadlineSeconds began to count: the run's start, or its last resumption."
+    )
+    deleting_since: datetime | None = Field(None, description="When the clean-up of the deleted job began.")
+    logs: LogsStatus | None = Field(None, description="The last request for kept logs.")
     retrain: RetrainStatus | None = Field(None, description="When a further run starts by itself.")
     history: Annotated[list[RunRecord], Field(max_length=MAX_HISTORY)] = Field(
         default_factory=list, description="Earlier runs, newest last."
