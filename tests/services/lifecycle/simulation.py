@@ -1,0 +1,180 @@
+"""An API server and its pods in memory, to which decisions are applied: in the operator's order, with crashes where a test asks for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llamero.lifecycle.jobs import decide
+from llamero.lifecycle.world import ChildView, Decision, Limits, PodView, Work, World
+from llamero.spec import names
+from llamero.spec.adapter import AdapterSpec
+from llamero.spec.job import FineTuneJob
+from llamero.spec.status import BaseStatus, DataStatus, EvaluationStatus, JobStatus, TrainingStatus, WorkKind
+from llamero.spec.tasks import AttemptId, Outcome, ProgressReport
+
+START = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
+UID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+def build_job(**spec: Any) -> FineTuneJob:
+    """A job with a local base; `spec` adds to it, in camelCase."""
+    wanted = {
+        "baseModel": {"uri": "/models/base"},
+        "data": {"sources": [{"uri": "/data/a.jsonl", "format": "alpaca"}], "workers": 1},
+        "training": {"resources": {"gpus": 0}},
+        **spec,
+    }
+    return FineTuneJob.model_validate(
+        {"apiVersion": "llamero.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "tutor"}, "spec": wanted}
+    )
+
+
+class Crash(Exception):
+    """The operator dies here."""
+
+
+@dataclass
+class Cluster:
+    """What exists. `crash` is called before each write with its name, and may raise Crash."""
+
+    job: FineTuneJob
+    now: datetime = START
+    status: JobStatus = field(default_factory=JobStatus)
+    generation: int = 1
+    children: dict[str, ChildView] = field(default_factory=dict)
+    adapters: dict[str, AdapterSpec] = field(default_factory=dict)
+    sent: list[Work] = field(default_factory=list)
+    held: set[tuple[WorkKind, int, int]] = field(default_factory=set)
+    deleting: bool = False
+    gone: bool = False
+    redis_problem: str | None = None
+    progress: ProgressReport | None = None
+    limits: Limits = field(default_factory=Limits)
+    crash: Callable[[str], None] = lambda _: None
+    status_writes: int = 0
+    pods_made: int = 0
+    data_digest: str = "d" * 64
+    perplexity: str = "2.0"
+    log_request: Any = None
+
+    def world(self) -> World:
+        return World(
+            namespace="default", name="tutor", uid=UID, generation=self.generation, created_at=START, deleting=self.deleting,
+            job=self.job, problems=(), status=self.status, children=tuple(self.children.values()), progress=self.progress,
+            redis_problem=self.redis_problem, adapters=dict(self.adapters), log_request=self.log_request,
+        )  # fmt: skip
+
+    def reconcile(self) -> Decision:
+        """One pass, in the operator's order of writes."""
+        decision = decide(self.world(), self.limits, self.now)
+        for work in decision.work:
+            name = names.child_job_name("tutor", UID, work.run, work.kind, work.attempt)
+            if name not in self.children:
+                self.crash("create")
+                self.children[name] = ChildView(name, work.kind, work.run, work.attempt, self.now)
+                self.add_pod(name)
+        if decision.publish is not None:
+            self.crash("publish")
+            self.adapters.setdefault(decision.publish.name, decision.publish.spec)
+        if decision.send is not None:
+            self.crash("send")
+            self.sent.append(decision.send)
+        if decision.status != self.status:
+            self.crash("status")
+            # what is written is what can be read back
+            self.status = JobStatus.model_validate_json(decision.status.model_dump_json(by_alias=True))
+            self.status_writes += 1
+        wanted = {(w.kind, w.run, w.attempt) for w in decision.work}
+        for child in list(self.children.values()):
+            if (child.kind, child.run, child.attempt) not in wanted:
+                self.crash("delete")
+                self.delete_child(child.name)
+        if decision.let_go:
+            self.crash("let go")
+            self.gone = True
+        return decision
+
+    def add_pod(self, name: str) -> None:
+        self.pods_made += 1
+        pod = PodView(
+            f"{name}-{self.pods_made}", f"pod-{self.pods_made}", "Running", self.now, node="n1", running_since=self.now
+        )
+        child = self.children[name]
+        self.children[name] = replace(child, pods=(*child.pods, pod))
+
+    def delete_child(self, name: str) -> None:
+        """Background propagation: a running pod stays for its grace, then all is gone."""
+        child = self.children[name]
+        alive = tuple(replace(p, deleting=True) for p in child.pods if p.exit_code is None)
+        if alive and not child.deleting:
+            self.children[name] = replace(child, deleting=True, pods=alive)
+        elif not alive:
+            del self.children[name]
+
+    def reap(self) -> None:
+        """Pods that are being deleted end."""
+        self.children = {n: c for n, c in self.children.items() if not c.deleting}
+
+    def change_pod(self, name: str, **changes: Any) -> None:
+        child = self.children[name]
+        self.children[name] = replace(child, pods=(replace(child.pods[0], **changes), *child.pods[1:]))
+
+    def finish(
+        self, name: str, exit_code: int = 0, message: str = "", reason: str | None = None, silent: bool = False
+    ) -> None:
+        """The child's pod ends, with an answer unless it is `silent`."""
+        child = self.children[name]
+        outcome = None if silent else self.answer(child, exit_code, message)
+        self.change_pod(
+            name, phase="Failed" if exit_code else "Succeeded", exit_code=exit_code, outcome=outcome, reason=reason
+        )
+        self.children[name] = replace(self.children[name], complete=exit_code == 0, failed=exit_code != 0)
+
+    def answer(self, child: ChildView, exit_code: int, message: str) -> Outcome:
+        attempt = AttemptId(
+            namespace="default", job="tutor", uid=UID, run=child.run, kind=child.kind, attempt=child.attempt
+        )
+        outcome = Outcome(id=attempt, pod=child.pods[0].uid, exit_code=exit_code, message=message)
+        return outcome if exit_code else outcome.model_copy(update=self.results(child.kind))
+
+    def results(self, kind: WorkKind) -> dict[str, Any]:
+        match kind:
+            case WorkKind.FETCH:
+                return {"base": BaseStatus(uri="/models/x", digest="b" * 64)}
+            case WorkKind.PREPARE:
+                data = DataStatus(
+                    uri="/d", digest=self.data_digest, read=10, kept=9, rejected=1, train_examples=8, evaluation_examples=1, tokens=99
+                )  # fmt: skip
+                return {"data": data, "base": BaseStatus(uri="/models/base", digest="b" * 64)}
+            case WorkKind.TRAIN:
+                done = TrainingStatus(
+                    uri="/t", steps=5, tokens=99, first_loss="3.0", last_loss="1.0", tokens_per_second="9.0", adapter_sha256="a" * 64
+                )  # fmt: skip
+                return {"training": done}
+            case WorkKind.EVALUATE:
+                found = EvaluationStatus(
+                    uri="/e", records=1, base_token_perplexity="4.0", tuned_token_perplexity=self.perplexity, answers=3
+                )
+                spec = {
+                    "sha256": "a" * 64,
+                    "base": "/models/base",
+                    "baseSha256": "b" * 64,
+                    "model": "tutor",
+                    "uri": "/x",
+                }
+                return {"evaluation": found, "adapter_uri": "/adapters/a", "adapter_spec": spec}
+            case WorkKind.PROBE:
+                return {"data_digest": self.data_digest}
+            case _:
+                return {}
+
+    def edit(self, **spec: Any) -> None:
+        self.job = build_job(**spec)
+        self.generation += 1
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def live(self) -> list[ChildView]:
+        return [c for c in self.children.values() if not c.deleting]
