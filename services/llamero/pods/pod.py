@@ -200,11 +200,10 @@ class Pod:
             return None
         self._looked_at = now
         outcome = self._look()
-        if outcome is None and now - self._idle_since >= self.settings.idle_seconds:
-            if self.progress.is_redis_away():  # no task can come: that is no idleness
-                self.stay()
-            else:
-                outcome = self.answer(PhaseExit.IDLE, f"No task came within {self.settings.idle_seconds:.0f} s.")
+        if outcome is None and self.progress.is_redis_away():
+            self.stay()  # no task can come: that is no idleness
+        elif outcome is None and now - self._idle_since >= self.settings.idle_seconds:
+            outcome = self.answer(PhaseExit.IDLE, f"No task came within {self.settings.idle_seconds:.0f} s.")
         if outcome is None or not self._gate.acquire(timeout=1):
             return None
         if self._is_busy:
