@@ -1,13 +1,13 @@
 """The life of a job, told by tables and by a cluster in memory."""
 
 import random
+from dataclasses import replace
 
 import pytest
+from services.lifecycle.simulation import Cluster, Crash, build_job
 
 from llamero.lifecycle.jobs import decide
 from llamero.spec.status import ConditionType, JobPhase, WorkKind
-
-from services.lifecycle.simulation import Cluster, Crash, build_job
 
 
 def settle(cluster: Cluster, passes: int = 60) -> list[JobPhase]:
@@ -169,3 +169,27 @@ def disturb(cluster: Cluster, rng: random.Random) -> None:
                 cluster.delete_child(child.name)
             case 6:
                 cluster.change_pod(child.name, deleting=True)
+
+
+def test_a_task_that_nobody_took_is_sent_again() -> None:
+    cluster = Cluster(build_job())
+    cluster.reconcile()
+    cluster.wait(31)
+    cluster.reconcile()
+    cluster.reconcile()
+    assert [w.attempt for w in cluster.sent] == [1, 1]
+
+
+def test_an_unschedulable_training_tries_the_next_gpu_class() -> None:
+    cluster = Cluster(build_job(training={"resources": {"gpus": 1, "gpuClass": ["spot", "steady"]}}))
+    cluster.limits = replace(cluster.limits, known_gpu_classes=frozenset({"spot", "steady"}))
+    cluster.reconcile()
+    cluster.finish(cluster.live()[0].name)
+    cluster.reconcile()
+    train = next(c for c in cluster.live() if c.kind is WorkKind.TRAIN)
+    cluster.change_pod(train.name, phase="Pending", node=None, running_since=None, unschedulable="0/1 nodes.")
+    cluster.wait(301)
+    cluster.reconcile()
+    cluster.reap()
+    decision = cluster.reconcile()
+    assert (decision.work[0].gpu_class, decision.work[0].attempt) == ("steady", 2)
