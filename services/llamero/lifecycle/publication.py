@@ -8,7 +8,7 @@ from llamero.spec.adapter import AdapterSpec
 from llamero.spec.status import JobStatus
 from llamero.spec.tasks import Outcome
 
-MAX_CANDIDATE_BYTES = 3_000
+MAX_CANDIDATE_BYTES = 2_600
 
 
 def keep_candidate(world: World, status: JobStatus, outcome: Outcome) -> str | None:
@@ -19,7 +19,9 @@ def keep_candidate(world: World, status: JobStatus, outcome: Outcome) -> str | N
         text = json.dumps(
             {k: v for k, v in given.items() if k not in dropped}, separators=(",", ":"), ensure_ascii=False
         )
-        if len(text.encode()) <= MAX_CANDIDATE_BYTES:
+        if (
+            len(json.dumps(text, ensure_ascii=False).encode()) <= MAX_CANDIDATE_BYTES
+        ):  # as it stands in the status, quotes escaped
             return text
     return text[:4096] if len(text) <= 4096 else None
 
