@@ -16,7 +16,11 @@ from cluster.waiting import until
 from stack.protocol_worker import Script
 from stack.stack import Stack, played_job
 
-LEASE = {"enabled": True, "durationSeconds": 6, "renewSeconds": 4, "retrySeconds": 1}
+
+def lease(stack: Stack, **changes: float) -> dict[str, Any]:
+    """Settings with a Lease of the test's own."""
+    times = {"durationSeconds": 6, "renewSeconds": 4, "retrySeconds": 1}
+    return {"lease": {"enabled": True, "namespace": stack.namespace, **times, **changes}}
 
 
 @pytest.fixture
@@ -220,8 +224,8 @@ def test_the_log_is_json_and_names_the_job(stack: Stack) -> None:
 
 
 def test_two_operators_with_a_lease_have_one_writer_and_the_second_takes_over_within_30_s(stack: Stack) -> None:
-    first = stack.operator = stack.build_operator("first", {"lease": LEASE})
-    second = stack.build_operator("second", {"lease": LEASE})
+    first = stack.operator = stack.build_operator("first", lease(stack))
+    second = stack.build_operator("second", lease(stack))
     try:
         first.start()
         until(lambda: first.metric("llamero_leader") == 1, "the first to lead")
@@ -240,9 +244,9 @@ def test_two_operators_with_a_lease_have_one_writer_and_the_second_takes_over_wi
 
 
 def test_a_leader_that_is_told_to_stop_gives_its_lease_back_at_once(stack: Stack) -> None:
-    slow = {**LEASE, "durationSeconds": 60, "renewSeconds": 40}
-    first = stack.operator = stack.build_operator("first", {"lease": slow})
-    second = stack.build_operator("second", {"lease": slow})
+    slow = lease(stack, durationSeconds=60, renewSeconds=40)
+    first = stack.operator = stack.build_operator("first", slow)
+    second = stack.build_operator("second", slow)
     try:
         first.start()
         until(lambda: first.metric("llamero_leader") == 1, "the first to lead")
@@ -261,7 +265,7 @@ def test_a_leader_that_can_not_renew_ends_its_process(
 ) -> None:
     with FaultProxy(control_plane.access, control_plane.server_pair) as proxy:
         operator = stack.operator = stack.build_operator(
-            "cut-off", {"lease": LEASE}, kubeconfig=proxy.write_kubeconfig(tmp_path / "proxy.kubeconfig")
+            "cut-off", lease(stack), kubeconfig=proxy.write_kubeconfig(tmp_path / "proxy.kubeconfig")
         )
         operator.start()
         until(lambda: operator.metric("llamero_leader") == 1, "it to lead")
@@ -271,8 +275,8 @@ def test_a_leader_that_can_not_renew_ends_its_process(
 
 
 def test_a_leader_that_stood_still_past_its_lease_writes_nothing_any_more(stack: Stack) -> None:
-    first = stack.operator = stack.build_operator("first", {"lease": LEASE})
-    second = stack.build_operator("second", {"lease": LEASE})
+    first = stack.operator = stack.build_operator("first", lease(stack))
+    second = stack.build_operator("second", lease(stack))
     try:
         first.start()
         until(lambda: first.metric("llamero_leader") == 1, "the first to lead")
