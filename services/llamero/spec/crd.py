@@ -62,8 +62,8 @@ class CelRule:
 
 
 def _given(path: str) -> str:
-    """CEL: the optional field is there and not null. A bare `!= null` does not pass CEL's type check, hence dyn."""
-    return f"(has({path}) && dyn({path}) != null)"
+    """CEL: the optional field is there. A null counts as absent (apiextensions/v1, ValidationRule)."""
+    return f"has({path})"
 
 
 def _filled(path: str) -> str:

@@ -11,26 +11,6 @@ from celpy import celtypes
 Schema = dict[str, Any]
 
 
-class CelList(celtypes.ListType):
-    """A list that differs from null, as in cel-go; cel-python's has no word for it."""
-
-    def __eq__(self, other: Any) -> Any:
-        return celtypes.BoolType(False) if other is None else super().__eq__(other)
-
-    def __ne__(self, other: Any) -> Any:
-        return celtypes.BoolType(True) if other is None else super().__ne__(other)
-
-
-class CelMap(celtypes.MapType):
-    """A map that differs from null, as in cel-go."""
-
-    def __eq__(self, other: Any) -> Any:
-        return celtypes.BoolType(False) if other is None else super().__eq__(other)
-
-    def __ne__(self, other: Any) -> Any:
-        return celtypes.BoolType(True) if other is None else super().__ne__(other)
-
-
 @dataclass(frozen=True)
 class Refusal:
     """A rule that does not hold: the place of its object and field, and the message that a user reads."""
@@ -91,8 +71,9 @@ def to_cel(schema: Schema, value: Any) -> Any:
         case "string":
             return celtypes.StringType(value)
         case "array":
-            return CelList([to_cel(schema["items"], item) for item in value])
+            return celtypes.ListType([to_cel(schema["items"], item) for item in value])
     parts = schema.get("properties", {})
     rest = schema.get("additionalProperties", {"type": "string"})
-    known = {k: v for k, v in value.items() if k in parts or not parts or "additionalProperties" in schema}
-    return CelMap({celtypes.StringType(k): to_cel(parts.get(k, rest), v) for k, v in known.items()})
+    # A null counts as absent, and what the schema does not name is not there (apiextensions/v1, ValidationRule).
+    known = {k: v for k, v in value.items() if v is not None and (k in parts or not parts)}
+    return celtypes.MapType({celtypes.StringType(k): to_cel(parts.get(k, rest), v) for k, v in known.items()})
