@@ -267,9 +267,11 @@ OWN = "own-redis"
 
 @pytest.fixture(scope="module")
 def own_redis(cluster: Cluster) -> Manifest:
-    """A release with a Redis of its own; the values. The address by Service is not reachable here, so the operator goes without."""
+    """A release with a Redis of its own and two operators; the values. No Service leads to Redis here, so the operators go without."""
     own: Manifest = {
-        "settings": {"namespaces": [OWN], "healthPort": free_port(), "metricsPort": 0},
+        # Both operators are processes of this machine, so that they can't listen on the same port.
+        "settings": {"namespaces": [OWN], "healthPort": 0, "metricsPort": 0},
+        "operator": {"replicas": 2},
         "storage": {"create": False},
     }
     cluster.install(own, OWN)
@@ -315,3 +317,31 @@ def test_an_upgrade_keeps_the_password_and_what_redis_holds(cluster: Cluster, ow
             return bool(client.config_get("maxmemory") == {"maxmemory": str(150 << 20)} and client.get("kept") == "yes")
 
     until(has_new_memory, "the new Redis with the old one's data", 60)
+
+
+# -- two operators -------------------------------------------------------------------------------------------------------------
+
+
+def read_holder(cluster: Cluster) -> str:
+    lease = cluster.get("Lease", "llamero-operator", OWN, "coordination.k8s.io/v1")
+    return str(lease["spec"].get("holderIdentity") or "") if lease else ""
+
+
+def find_leader(cluster: Cluster) -> str:
+    """The pod whose log says that it leads as the Lease's holder."""
+    holder = read_holder(cluster)
+    pods = cluster.plane.kubectl(
+        "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "name", namespace=OWN
+    ).stdout.split()
+    leaders = [
+        p for p in pods if holder and holder in cluster.plane.kubectl("logs", p, namespace=OWN, check=False).stdout
+    ]
+    return leaders[0] if len(leaders) == 1 else ""
+
+
+def test_of_two_operators_one_leads_and_the_other_takes_over(cluster: Cluster, own_redis: Manifest) -> None:
+    leader = until(lambda: find_leader(cluster), "one of the two operators to lead", 60)
+    before = read_holder(cluster)
+    cluster.plane.kubectl("delete", leader, "--wait=false", namespace=OWN)
+    until(lambda: read_holder(cluster) not in ("", before), "the other operator to take over", 30)
+    until(lambda: find_leader(cluster) not in ("", leader), "the new leader to say so", 30)
