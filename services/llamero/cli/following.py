@@ -100,18 +100,23 @@ def _number(text: str) -> float | None:
         return None
 
 
-def describe_wait(status: JobStatus) -> str:
-    """What a person should know beside the progress: why nothing happens, or that an attempt is not the first."""
+def find_wait(status: JobStatus) -> tuple[str, str]:
+    """Why nothing moves, or only a person can go on from here: a reason and its sentence; empty while all goes its way."""
     scheduled = status.condition(ConditionType.SCHEDULED)
     if scheduled is not None and scheduled.status == "False":
-        return f"{scheduled.reason}: {scheduled.message}"
+        return scheduled.reason, scheduled.message
     if status.phase == JobPhase.SUSPENDED:
-        return "Suspended: `llamero resume` lets it go on."
+        return "Suspended", "`llamero resume` lets it go on."
     ready = status.condition(ConditionType.READY)
-    if ready is None or ready.status != "False":
-        return ""
-    # While all goes its way it says what the progress says too; why an attempt is a further one is news.
-    return status.tries.message if ready.reason.startswith("Reconciling") else ready.message
+    if ready is None or ready.status != "False" or ready.reason.startswith("Reconciling"):
+        return "", ""
+    return ready.reason, ready.message
+
+
+def describe_wait(status: JobStatus) -> str:
+    """The same as one line."""
+    reason, sentence = find_wait(status)
+    return f"{reason}: {sentence}" if reason and sentence else reason or sentence
 
 
 async def _changes(kube: "Kube", job: Object, tell: Callable[[str], None]) -> "AsyncGenerator[JobEvent, None]":
@@ -176,10 +181,11 @@ class _Shown:
         if heading and heading != self._heading:
             self._display.say(escape(heading))
         self._heading = heading
-        if (sentence := describe_wait(status)) and sentence != self._said:
-            self._display.say(escape(sentence))
-        self._said = sentence
         if ended := judge_end(job):
             return ended
+        sentence = describe_wait(status) or status.tries.message  # why it waits, or why the last attempt ended
+        if sentence and sentence != self._said:
+            self._display.say(escape(sentence))
+        self._said = sentence
         self._display.show(to_progress(status))
         return None

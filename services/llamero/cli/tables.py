@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llamero.cli.display import format_number, format_seconds
-from llamero.cli.following import describe_wait, read_status
+from llamero.cli.following import describe_wait, find_wait, read_status
 from llamero.spec.status import JobPhase, JobStatus, RunRecord
 
 Object = dict[str, Any]
@@ -14,10 +14,10 @@ MAX_EVENTS = 10
 
 
 def format_jobs(jobs: Sequence[Object], now: datetime, *, wide: bool = False, with_namespace: bool = False) -> str:
-    """A line a job: phase, progress, loss, adapter, age; wide adds run, attempt, remaining time, GPU hours, cost and what is waited for."""
+    """A line a job: phase, progress, loss, adapter, age; wide adds run, attempt, remaining time, GPU hours, cost and why it waits or failed."""
     heading = ["NAME", "PHASE", "PROGRESS", "LOSS", "ADAPTER", "AGE"]
     if wide:
-        heading += ["RUN", "ATTEMPT", "REMAINING", "GPU-HOURS", "COST", "WAITING FOR"]
+        heading += ["RUN", "ATTEMPT", "REMAINING", "GPU-HOURS", "COST", "REASON"]
     rows = [heading if not with_namespace else ["NAMESPACE", *heading]]
     for job in jobs:
         status = read_status(job)
@@ -46,12 +46,8 @@ def _more(status: JobStatus) -> list[str]:
         format_seconds(remaining) if remaining is not None else NONE,
         f"{status.usage.gpu_seconds / 3600:.1f}" if status.usage.gpu_seconds else NONE,
         status.usage.cost or NONE,
-        _waiting(status),
+        find_wait(status)[0] or NONE,
     ]
-
-
-def _waiting(status: JobStatus) -> str:
-    return describe_wait(status).split(": ")[0].split(". ")[0] or NONE
 
 
 def format_percent(status: JobStatus) -> str:
@@ -116,7 +112,8 @@ def _facts(job: Object, status: JobStatus, now: datetime) -> list[tuple[str, str
     hours = status.usage.gpu_seconds / 3600
     return [
         ("progress", _progress_line(status)),
-        ("waiting", describe_wait(status)),
+        ("reason", describe_wait(status)),
+        ("last try", status.tries.message),
         ("pod", where),
         (
             "data",
