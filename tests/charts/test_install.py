@@ -345,3 +345,31 @@ def test_of_two_operators_one_leads_and_the_other_takes_over(cluster: Cluster, o
     cluster.plane.kubectl("delete", leader, "--wait=false", namespace=OWN)
     until(lambda: read_holder(cluster) not in ("", before), "the other operator to take over", 30)
     until(lambda: find_leader(cluster) not in ("", leader), "the new leader to say so", 30)
+
+
+# -- all namespaces ------------------------------------------------------------------------------------------------------------
+
+ALL = "everywhere"
+
+
+def test_an_operator_of_all_namespaces_serves_any_by_its_cluster_role(
+    cluster: Cluster, broker: RedisServer, repository: Path
+) -> None:
+    for name in (ALL, "elsewhere"):
+        cluster.plane.kubectl("create", "namespace", name)
+    everywhere = {
+        "settings": {"healthPort": free_port(), "metricsPort": 0},
+        "redis": {"url": f"{broker.url}/1"},
+        "storage": {"create": False},
+    }
+    cluster.install(everywhere, ALL)
+    manifest = build_job(repository, cluster.folder / "other.json")
+    manifest["spec"]["training"]["lora"] = {"rank": 8, "alpha": 256, "rslora": True}
+    cluster.plane.apply(manifest, namespace="elsewhere")
+    until(lambda: read_phase(cluster) == "Failed", "the job with a wrong spec to be told so", 60)
+    cluster.plane.kubectl("delete", "ftj", "first", "--timeout=60s", namespace="elsewhere")
+
+
+def read_phase(cluster: Cluster) -> str:
+    job = cluster.get("FineTuneJob", "first", "elsewhere", "llamero.dev/v1alpha1")
+    return str((job or {}).get("status", {}).get("phase"))

@@ -18,7 +18,6 @@
 {{- define "llamero.redisName" -}}{{ include "llamero.fullname" . }}-redis{{- end -}}
 {{- define "llamero.settingsName" -}}{{ include "llamero.fullname" . }}-settings{{- end -}}
 {{- define "llamero.workersName" -}}{{ include "llamero.fullname" . }}-workers{{- end -}}
-{{- define "llamero.defaultDenyName" -}}{{ include "llamero.fullname" . }}-default-deny{{- end -}}
 {{- define "llamero.leaseRoleName" -}}{{ include "llamero.fullname" . }}-lease{{- end -}}
 {{- define "llamero.viewRoleName" -}}{{ include "llamero.fullname" . }}-view{{- end -}}
 {{- define "llamero.editRoleName" -}}{{ include "llamero.fullname" . }}-edit{{- end -}}
