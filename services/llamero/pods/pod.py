@@ -128,9 +128,11 @@ class Pod:
         """Of the grace, for who saves; infinite while nobody said stop. What ending takes is left out."""
         if self._stopped_at is None:
             return float("inf")
-        return self._stopped_at + self._usable_grace() - time.monotonic()
+        return self._stopped_at + self.usable_grace_seconds - time.monotonic()
 
-    def _usable_grace(self) -> float:
+    @property
+    def usable_grace_seconds(self) -> float:
+        """The grace without what ending takes."""
         return max(self.settings.grace_seconds * 0.5, self.settings.grace_seconds - 5.0)
 
     def tell(self, phase: str, activity: str) -> None:

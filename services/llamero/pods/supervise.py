@@ -12,7 +12,7 @@ from llamero.spec.status import WorkKind
 _BY_SIGNAL = {-9: PhaseExit.OUT_OF_MEMORY, -15: PhaseExit.INTERRUPTED, -2: PhaseExit.INTERRUPTED}
 _CODES = frozenset(int(code) for code in PhaseExit)
 SAVE_SHARE = 0.75
-"""Of the grace, for the process to end in; the rest is for what it left to be saved."""
+"""Of the usable grace, for the process to end in; the rest is for what it left to be saved."""
 
 
 def supervise(pod: Pod, module: str, config: Path, kind: WorkKind) -> None:
@@ -24,7 +24,7 @@ def supervise(pod: Pod, module: str, config: Path, kind: WorkKind) -> None:
         pod.progress.tell,
         pod.settings.progress_deadline_seconds,
         stop=pod.is_stopped,
-        grace_seconds=pod.settings.grace_seconds * SAVE_SHARE,
+        grace_seconds=pod.usable_grace_seconds * SAVE_SHARE,
     )
     if end.returncode == PhaseExit.DONE and not end.hung:
         return

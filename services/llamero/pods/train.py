@@ -25,6 +25,8 @@ from llamero.spec.tasks import Outcome, WorkMessage
 from llamero.storage import commit_folder, find_missing, join_uri, read_file, write_file
 
 PHASE = Phase.TRAINING.value
+LAST_SAVE_SECONDS = 30.0
+"""For the last checkpoint of a training that failed."""
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,10 @@ def train(message: WorkMessage, pod: Pod) -> Outcome:
             pod.settings.scratch / "adapter",
             pod.settings.scratch / "merged",
         )
-        resumed_from = run_training(message, job.spec, base, data.digest, folders, identity, pod)
-        trained = publish_training(folders, place)
+        resumed_from = set_up_training(message, job.spec, base, data.digest, folders, identity, pod)
+        with pod.saving():
+            run_training(job.spec, folders, resumed_from, pod)
+            trained = publish_training(folders, place)
     outcome = pod.answer(PhaseExit.DONE).model_copy(
         update={
             "base": located,
@@ -68,7 +72,7 @@ def train(message: WorkMessage, pod: Pod) -> Outcome:
         return outcome.model_copy(update=update)
 
 
-def run_training(
+def set_up_training(
     message: WorkMessage,
     spec: FineTuneJobSpec,
     base: Base,
@@ -77,25 +81,30 @@ def run_training(
     identity: dict[str, str],
     pod: Pod,
 ) -> int | None:
-    """Train in scratch to the end, from the newest kept checkpoint on; the step that it was resumed at."""
+    """Lay out in scratch what the training goes on from; the step of the newest kept checkpoint, None where it starts anew."""
     pod.tell(PHASE, "looking for checkpoints")
     resumed_from = bring_checkpoint(pod, identity, folders.checkpoints)
     if resumed_from is None:
         log.info("no checkpoint of an earlier attempt is whole: the training starts at step 0")
     init_adapter = _find_initial_adapter(message, spec, pod)
-    config = training.write_config(spec, base, data_digest, folders, init_adapter, message.micro_batch_tokens)
-    keeper = CheckpointKeeper(folders.checkpoints, pod.settings.own, spec.training.keep_checkpoints, resumed_from)
-    with pod.saving(), keeper:
+    training.write_config(spec, base, data_digest, folders, init_adapter, message.micro_batch_tokens)
+    return resumed_from
+
+
+def run_training(spec: FineTuneJobSpec, folders: TrainingFolders, resumed_from: int | None, pod: Pod) -> None:
+    """Train in scratch to the end. Raises Stopped, AttemptFailure; the newest checkpoint is kept by then, as far as time allows."""
+    with CheckpointKeeper(
+        folders.checkpoints, pod.settings.own, spec.training.keep_checkpoints, resumed_from
+    ) as keeper:
         try:
-            supervise(pod, training.MODULE, config, WorkKind.TRAIN)
+            supervise(pod, training.MODULE, folders.config, WorkKind.TRAIN)
         except Stopped:
             kept = keeper.save_last(pod.seconds_left() - 1.0)
             told = f"its checkpoint of step {kept} is kept" if kept is not None else "no checkpoint of it is kept"
             raise Stopped(f"The training was told to stop; {told}.") from None
         except AttemptFailure:
-            keeper.save_last(30.0)
+            keeper.save_last(LAST_SAVE_SECONDS)
             raise
-    return resumed_from
 
 
 def _find_initial_adapter(message: WorkMessage, spec: FineTuneJobSpec, pod: Pod) -> Path | None:

@@ -169,3 +169,34 @@ def test_a_preparation_that_is_stopped_is_taken_up_again_from_its_shards(make_jo
     outcome = second.outcome()
     result = json.loads(Path(second.own.data, "manifest.json").read_text())
     assert outcome.data.read == 3000 and result["reusedShards"] >= 3
+
+
+def test_a_stopped_pod_ends_within_its_grace_even_where_its_training_does_not_listen(prepared_job: MakeJob) -> None:
+    job, fields = prepared_job(**LONG)
+    pod = job.run(WorkKind.TRAIN, environment={"LLAMERO_GRACE_SECONDS": "8"}, **fields)
+    until(lambda: list_kept(pod), "a kept checkpoint", 90)
+    os.kill(pod.find_child("llamero.training").pid, signal.SIGSTOP)
+    pod.terminate()
+    assert pod.wait(8) == PhaseExit.INTERRUPTED
+    assert "is kept" in pod.outcome(PhaseExit.INTERRUPTED).message
+
+
+def test_a_preparation_goes_on_alone_while_redis_is_dead(make_job: MakeJob) -> None:
+    with RedisServer() as redis:
+        job = make_job(redis, rows=400, data__shardRecords=20, data__workers=2)
+        pod = job.run(WorkKind.PREPARE)
+        pod.wait_for_log("looking at the sources")
+        redis.kill()
+        assert pod.outcome().data.read == 400
+
+
+def test_an_evaluation_that_is_stopped_ends_at_once_and_is_done_anew(prepared_job: MakeJob) -> None:
+    job, fields = prepared_job()
+    fields["training"] = job.run(WorkKind.TRAIN, **fields).outcome().training
+    first = job.run(WorkKind.EVALUATE, **fields)
+    child = first.find_child("llamero.evaluation")
+    first.terminate()
+    first.outcome(PhaseExit.INTERRUPTED)
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running()
+    assert job.run(WorkKind.EVALUATE, attempt=2, **fields).outcome().evaluation.records == 4
