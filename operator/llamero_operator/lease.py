@@ -107,11 +107,18 @@ class Lease:
     async def hold(self) -> None:
         """Returns once this process leads."""
         self._task = asyncio.create_task(self._elect(), name="lease")
+        self._task.add_done_callback(self._see_end)
         held = asyncio.create_task(self._held.wait())
         done, _ = await asyncio.wait({held, self._task}, return_when=asyncio.FIRST_COMPLETED)
         held.cancel()
         if self._task in done:
             self._task.result()
+
+    def _see_end(self, task: asyncio.Task[None]) -> None:
+        """An election that fails by an error of its own renews nothing any more."""
+        if not task.cancelled() and task.exception() is not None and self._held.is_set():
+            logger.error("the election failed: ending the process: %r", task.exception())
+            self._on_lost(EXIT_LEASE_LOST)
 
     def fence(self) -> None:
         """Called before each write: ends the process where the lease has run out, as after a pause of the whole machine."""
@@ -123,7 +130,7 @@ class Lease:
         """Gives the lease back, so that the other replica need not wait for it to run out. Call it after the last write."""
         if self._task is not None:
             self._task.cancel()
-        if not self.is_held or self._lock.lease_reference is None:
+        if not self.is_held:
             return
         try:
             async with asyncio.timeout(TRY_SECONDS):

@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import aiohttp
 import kopf
@@ -24,7 +24,7 @@ from llamero.kube.events import EventRecorder
 from llamero.lifecycle.jobs import decide
 from llamero.lifecycle.world import Capabilities
 from llamero.spec import names
-from llamero.spec.status import JobPhase
+from llamero.spec.status import JobPhase, WorkKind
 from llamero_operator import logs
 from llamero_operator.apply import Tools
 from llamero_operator.broker import Broker
@@ -33,7 +33,6 @@ from llamero_operator.health import HealthServer, Vitals
 from llamero_operator.lease import Lease
 from llamero_operator.messages import PLAIN_KINDS
 from llamero_operator.metrics import Metrics
-from llamero_operator.observe import read_status
 from llamero_operator.settings import SETTINGS_VARIABLE, OperatorSettings, load_settings_or_exit
 from llamero_operator.store import KINDS, SELECTORS, Key, Store
 from llamero_operator.watchdog import Audit, Watchdog, audit_for_ever, build_listener
@@ -46,9 +45,9 @@ START_RETRY_SECONDS = 3.0
 GAUGE_SECONDS = 5.0
 STOP_SECONDS = 10.0
 """A pass under way when the operator is told to stop gets so long to end."""
-SIGNAL_SECONDS = 0.2
 INACTIVITY_SECONDS = 70.0
 """Bookmarks come every minute."""
+QUEUED_KINDS = frozenset(WorkKind) - PLAIN_KINDS
 REQUIRED_KINDS = frozenset({names.PLURAL, names.ADAPTER_PLURAL})
 
 
@@ -131,18 +130,28 @@ async def _work(
         asyncio.create_task(audit_for_ever(audit, vitals.watchdog_seconds / 2, vitals), name="audit"),
         asyncio.create_task(_show_for_ever(tools, queue, vitals), name="gauges"),
     ]
-    session = kube.open_watch_session([build_listener(vitals)])
+    sessions: list[aiohttp.ClientSession] = []
+
+    def open_session() -> aiohttp.ClientSession:
+        sessions.append(kube.open_watch_session([build_listener(vitals)]))
+        return sessions[-1]
+
     try:
-        await kopf.operator(
-            registry=_build_registry(reconciler, kube, session, stop),
+        others = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
+            registry=_build_registry(reconciler, kube.server, open_session),
             settings=build_kopf_settings(vitals.watchdog_seconds),
             standalone=True,
             clusterwide=not settings.namespaces,
             namespaces=settings.namespaces,
             stop_flag=stop,
         )
+        _listen_to_signals(stop)  # kopf took them for itself, and would not say that it was one that ended it
+        await kopf.run_tasks(tasks, ignored=others)
+    except Exception:
+        if not stop.is_set():
+            logger.exception("the watches failed")
     finally:
-        was_told = stop.is_set() or vitals.stage == "stopping"
         vitals.stage = "stopping"
         queue.close()
         reconciler.open_gate()
@@ -151,9 +160,10 @@ async def _work(
         _, late = await asyncio.wait(workers, timeout=STOP_SECONDS)
         for task in late:
             task.cancel()
-        await session.close()
+        for session in sessions:
+            await session.close()
         await broker.close()
-    if was_told:
+    if stop.is_set():
         logger.info("told to stop: the pods go on by themselves")
         return 0
     logger.error("the watches ended by themselves: ending the process, so that it is started afresh")
@@ -166,18 +176,14 @@ def _listen_to_signals(stop: asyncio.Event) -> None:
 
 
 def _build_registry(
-    reconciler: Reconciler, kube: Kube, session: aiohttp.ClientSession, stop: asyncio.Event
+    reconciler: Reconciler, server: str, open_session: Callable[[], aiohttp.ClientSession]
 ) -> kopf.OperatorRegistry:
     registry = build_registry(reconciler)
 
-    @kopf.on.startup(registry=registry)
-    async def start(**_: object) -> None:
-        # kopf takes the signals for itself at about this time, and would not say that it was one that ended it.
-        asyncio.get_running_loop().call_later(SIGNAL_SECONDS, _listen_to_signals, stop)
-
     @kopf.on.login(registry=registry)
     async def login(**_: object) -> kopf.AiohttpSession:
-        return kopf.AiohttpSession(server=kube.server, aiohttp_session=session)
+        # A new one each time: kopf asks again when the API server took the last one's credentials for outdated, and closes that.
+        return kopf.AiohttpSession(server=server, aiohttp_session=open_session())
 
     return registry
 
@@ -311,10 +317,12 @@ async def _show(tools: Tools, queue: WorkQueue[Key], vitals: Vitals) -> None:
         metrics.pass_age.set(now - vitals.last_pass)
     queues: dict[str, str] = {}
     for record in records:
-        status = read_status(record.raw)
-        if status.work is not None and status.work.kind not in PLAIN_KINDS:
-            work = status.work
-            queues[names.queue_name(record.uid, status.run, work.kind, work.attempt)] = work.kind
+        # Read as it stands: validating a thousand statuses every few seconds would hold the loop up.
+        status = record.raw.get("status") or {}
+        work = status.get("work") or {}
+        if work.get("kind") in QUEUED_KINDS:
+            name = names.queue_name(record.uid, int(status.get("run", 0)), work["kind"], int(work["attempt"]))
+            queues[name] = work["kind"]
     lengths: dict[str, int] = {}
     for name, length in (await tools.broker.queue_lengths(list(queues))).items():
         lengths[queues[name]] = lengths.get(queues[name], 0) + length

@@ -255,7 +255,8 @@ def test_a_leader_that_is_told_to_stop_gives_its_lease_back_at_once(stack: Stack
         until(
             lambda: second.metric("llamero_leader") == 1, "the second to take over long before the lease runs out", 20
         )
-        assert second.stop() == 0
+        code = second.stop()
+        assert code == 0, second.log.read_text()[-4000:]
     finally:
         second.kill()
 
