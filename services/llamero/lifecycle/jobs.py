@@ -15,7 +15,7 @@ from llamero.lifecycle.deadlines import seconds_to_deadline, seconds_to_removal
 from llamero.lifecycle.draft import Draft
 from llamero.lifecycle.failures import FailureClass, FailureRule, NextStep
 from llamero.lifecycle.gate import GateFigures, judge_gate
-from llamero.lifecycle.progress import note_step, refresh_progress
+from llamero.lifecycle.progress import describe_end, note_step, refresh_progress
 from llamero.lifecycle.publication import build_publication, is_published, keep_candidate
 from llamero.lifecycle.retrain import (
     BY_DATA,
@@ -96,11 +96,10 @@ def hold(draft: Draft, obstacle: Obstacle) -> None:
 def suspend(draft: Draft) -> None:
     """Nothing runs; pods get SIGTERM and write a checkpoint."""
     draft.end_attempt()
-    draft.put(progress=None)
     if is_over(draft):
         draft.put(phase=finished_phase(draft.status))
         return
-    draft.put(phase=JobPhase.SUSPENDED, active_since=None)
+    draft.put(phase=JobPhase.SUSPENDED, progress=None, active_since=None)
 
 
 def go_on(draft: Draft) -> None:
@@ -183,7 +182,8 @@ def fail(draft: Draft, reason: str, message: str) -> None:
 
 
 def finish(draft: Draft, phase: Literal["Succeeded", "Failed"], reason: str, message: str) -> None:
-    draft.put(finished_at=draft.status.finished_at or draft.now, progress=None, active_since=None)
+    progress = describe_end(draft.status.training) if phase == "Succeeded" else None
+    draft.put(finished_at=draft.status.finished_at or draft.now, progress=progress, active_since=None)
     draft.put(phase=finished_phase(draft.status), attempt=0)
     record_run(draft, phase, reason, message)
     draft.forget_queues = True

@@ -3,7 +3,7 @@
 import math
 from datetime import datetime, timedelta
 
-from llamero.spec.status import AttemptStatus, ProgressStatus
+from llamero.spec.status import AttemptStatus, ProgressStatus, TrainingStatus
 from llamero.spec.tasks import ProgressReport
 
 
@@ -23,6 +23,19 @@ def describe_progress(report: ProgressReport) -> ProgressStatus:
         total_steps=int(report.total) if counts_steps and report.unit.startswith("step") and report.total else None,
         loss=format_figure(report.loss, 4),
         tokens_per_second=format_figure(report.tokens_per_second, 1),
+    )
+
+
+def describe_end(training: TrainingStatus | None) -> ProgressStatus:
+    """What a finished run shows in place of a phase's progress: all of it done, with the training's figures."""
+    if training is None:
+        return ProgressStatus(percent=100)
+    return ProgressStatus(
+        percent=100,
+        step=training.steps,
+        total_steps=training.steps,
+        loss=training.last_loss,
+        tokens_per_second=training.tokens_per_second,
     )
 
 
