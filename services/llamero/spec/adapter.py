@@ -38,7 +38,7 @@ class AdapterSpec(SpecModel):
 
     uri: Uri = Field(description="Folder of its files.")
     sha256: Digest = Field(description="sha256 over the sorted lines `<sha256>  <name>` of its files.")
-    base: ShortText = Field(description="The base model: hub id or URI.")
+    base: Uri = Field(description="The base model: hub id or URI.")
     base_revision: ShortText | None = Field(None, description="The hub revision that it is pinned to.")
     base_sha256: ShortText = Field(description="sha256 of the base's files.")
     template: ShortText = Field("base", description="The chat template that it was trained with.")
@@ -64,11 +64,19 @@ class AdapterResourceStatus(ResultModel):
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list, description="By type.")
 
 
+class AdapterMetadata(Metadata):
+    """As a job's, but with room for the run behind the job's name."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)] = Field(
+        description="The adapter's name: `<job>-r<run>` for those that runs publish."
+    )
+
+
 class Adapter(SpecModel):
     """A published adapter."""
 
     api_version: Literal["llamero.dev/v1alpha1"] = Field(API_VERSION, description="`llamero.dev/v1alpha1`.")
     kind: Literal["Adapter"] = Field("Adapter", description="`Adapter`.")
-    metadata: Metadata = Field(description="Name and labels.")
+    metadata: AdapterMetadata = Field(description="Name and labels.")
     spec: AdapterSpec = Field(description="What it is.")
     status: dict[str, Any] | None = Field(None, description="Written by the operator; ignored when read.")
