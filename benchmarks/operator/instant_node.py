@@ -58,6 +58,8 @@ async def answer(pod: dict[str, Any], container: dict[str, Any]) -> tuple[int, s
             )
             fields["adapter_uri"] = uri
             fields["adapter_spec"] = {
+                "sha256": hashlib.sha256(attempt.uid.encode()).hexdigest(),
+                "model": attempt.job,
                 "base": "bench",
                 "baseSha256": "b" * 64,
                 "template": "base",
