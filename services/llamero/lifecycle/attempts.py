@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llamero.lifecycle.failures import FailureClass, FailureRule, NextStep, PhaseExit, classify_exit
+from llamero.lifecycle.progress import is_stepping
 from llamero.lifecycle.world import ChildView, Limits, PodView, World
 from llamero.spec import names
 from llamero.spec.status import AttemptStatus, WorkKind
@@ -69,12 +70,19 @@ def is_alive(pod: PodView) -> bool:
     return pod.exit_code is None and pod.phase not in ("Succeeded", "Failed")
 
 
+WRITERS = frozenset({WorkKind.TRAIN, WorkKind.EVALUATE})
+"""Work whose pods hold GPUs or leave what a later stage takes up. A straggling data pod is harmless to the stages after it:
+its shards are named by their content, and what it commits lies below its own uid."""
+
+
 def find_zombies(world: World, kind: WorkKind, run: int, attempt: int) -> list[PodView]:
-    """Pods of other attempts at the same work that may still run."""
+    """Pods of the run's other attempts that may still run: at the same work, and those that write."""
     return [
         pod
         for child in world.children
-        if child.kind is kind and child.run == run_of(kind, run) and child.attempt != attempt
+        if (child.kind is kind or (kind in CELERY_KINDS and child.kind in WRITERS))
+        and child.run == run_of(child.kind, run)
+        and (child.kind, child.attempt) != (kind, attempt)
         for pod in child.pods
         if is_alive(pod)
     ]
@@ -268,9 +276,9 @@ def needs_sending(world: World, work: AttemptStatus, run: int, limits: Limits, n
     return now - max(work.running_since, work.sent_at) >= timedelta(seconds=limits.resend_seconds)
 
 
-def is_hung(work: AttemptStatus, has_report: bool, deadline_seconds: float, now: datetime) -> bool:
+def is_hung(work: AttemptStatus, report: ProgressReport | None, deadline_seconds: float, now: datetime) -> bool:
     """Whether the training told no new step for so long, though it could have."""
-    if work.kind is not WorkKind.TRAIN or not has_report or work.step_at is None:
+    if work.kind is not WorkKind.TRAIN or report is None or not is_stepping(report) or work.step_at is None:
         return False
     return now - work.step_at >= timedelta(seconds=deadline_seconds)
 

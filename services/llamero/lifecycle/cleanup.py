@@ -54,6 +54,7 @@ def _run_cleaner(draft: Draft) -> None:
         work = _begin(draft)
     keep = tuple(sorted({spec.sha256 for spec in draft.world.adapters.values()}))
     draft.work = [Work(WorkKind.CLEAN, 0, work.attempt, keep_adapters=keep)]
+    draft.wake(draft.limits.poll_seconds)
 
 
 def _begin(draft: Draft) -> AttemptStatus:

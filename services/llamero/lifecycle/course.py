@@ -5,7 +5,7 @@ from typing import Literal
 from llamero.lifecycle import attempts as at
 from llamero.lifecycle.deadlines import seconds_to_deadline
 from llamero.lifecycle.draft import Draft
-from llamero.lifecycle.progress import describe_end
+from llamero.lifecycle.progress import describe_end, describe_failure
 from llamero.spec import names
 from llamero.spec.digest import inputs_digest
 from llamero.spec.status import MAX_HISTORY, MAX_MESSAGE, FailureStatus, JobPhase, JobStatus, RunRecord, TriesStatus
@@ -79,7 +79,7 @@ def fail(draft: Draft, reason: str, message: str) -> None:
 
 
 def finish(draft: Draft, phase: Literal["Succeeded", "Failed"], reason: str, message: str) -> None:
-    progress = describe_end(draft.status.training) if phase == "Succeeded" else None
+    progress = describe_end(draft.status.training) if phase == "Succeeded" else describe_failure(draft.status.progress)
     draft.put(finished_at=draft.status.finished_at or draft.now, progress=progress, active_since=None)
     draft.put(phase=finished_phase(draft.status), attempt=0)
     record_run(draft, phase, reason, message)

@@ -5,19 +5,20 @@ It is called again and again, with whatever is true by then: nothing here rememb
 
 from datetime import datetime
 
-from llamero.lifecycle.bounds import shrink
+from llamero.lifecycle.bounds import fits, shrink
 from llamero.lifecycle.cleanup import clean_up
 from llamero.lifecycle.conditions import State, build_conditions
-from llamero.lifecycle.course import check_deadline, finished_phase, is_over, start_run_for_edit
+from llamero.lifecycle.course import check_deadline, fail, finished_phase, is_over, start_run_for_edit
 from llamero.lifecycle.draft import Draft
 from llamero.lifecycle.finished import look_after_finished
 from llamero.lifecycle.judging import begin_stage
 from llamero.lifecycle.keptlogs import print_logs
+from llamero.lifecycle.progress import add_figures, describe_end
 from llamero.lifecycle.stages import forget_foreign_base
 from llamero.lifecycle.tending import see_to_attempt
 from llamero.lifecycle.validity import Obstacle, find_obstacle
 from llamero.lifecycle.world import Decision, Limits, World
-from llamero.spec.status import JobPhase
+from llamero.spec.status import JobPhase, JobStatus, ProgressStatus
 
 
 def decide(world: World, limits: Limits, now: datetime) -> Decision:
@@ -71,10 +72,33 @@ def go_on(draft: Draft) -> None:
         begin_stage(draft)
 
 
+def keep_progress(status: JobStatus) -> ProgressStatus | None:
+    """All of it for a run that has succeeded; the training's figures for whatever comes after the training."""
+    if status.phase is JobPhase.SUCCEEDED:
+        return describe_end(status.training)
+    return add_figures(status.progress, status.training)
+
+
+def write_status(draft: Draft, state: State) -> JobStatus:
+    """The status with its conditions. One that no cut makes small enough ends the run rather than being refused by the API server."""
+    draft.put(conditions=build_conditions(draft.status, state, draft.now))
+    status = shrink(draft.status)
+    if fits(status) or draft.world.deleting or status.run == 0:
+        return status
+    draft.work.clear()
+    draft.send = draft.publish = None
+    draft.put(base=None, base_ref="", data=None, training=None, evaluation=None, candidate=None, phase=JobPhase.FAILED)
+    fail(draft, "StatusTooLarge", "The addresses of base model and storage are too long for a status: shorten them.")
+    draft.put(conditions=build_conditions(draft.status, state, draft.now))
+    return shrink(draft.status)
+
+
 def conclude(draft: Draft, obstacle: Obstacle | None) -> Decision:
     """The decision, with all conditions; a status that says the same as the old one is the old one."""
     world = draft.world
     draft.put(observed_generation=world.generation)
+    if not world.deleting:
+        draft.put(progress=keep_progress(draft.status))
     state = State(
         obstacle=obstacle,
         suspended=world.job is not None and world.job.spec.suspend,
@@ -84,8 +108,7 @@ def conclude(draft: Draft, obstacle: Obstacle | None) -> Decision:
         redis_problem=world.redis_problem if draft.status.work is not None else None,
         generation=world.generation,
     )
-    draft.put(conditions=build_conditions(draft.status, state, draft.now))
-    status = shrink(draft.status)
+    status = write_status(draft, state)
     return Decision(
         status=status, work=tuple(draft.work), send=draft.send, publish=draft.publish, notes=tuple(draft.notes),
         wake_after=draft.wake_after, forget_queues=draft.forget_queues, delete_job=draft.delete_job, let_go=draft.let_go,

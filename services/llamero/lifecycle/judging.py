@@ -4,7 +4,7 @@ from llamero.lifecycle import attempts as at
 from llamero.lifecycle.course import adapter_name, fail, finish
 from llamero.lifecycle.draft import Draft
 from llamero.lifecycle.gate import GateFigures, judge_gate
-from llamero.lifecycle.publication import build_publication, is_published
+from llamero.lifecycle.publication import build_publication, find_conflict, is_published
 from llamero.lifecycle.stages import PHASES, begin_attempt, find_wait, next_stage
 from llamero.spec.status import MAX_MESSAGE, AdapterStatus, EvaluationStatus, JobPhase
 
@@ -36,8 +36,11 @@ def judge_and_publish(draft: Draft) -> None:
         fail(
             draft,
             "AdapterUnknown",
-            "The evaluation's answer does not describe the adapter: see its log, and start a new run.",
+            "The evaluation's answer does not describe the adapter: see its log, and change the inputs for a new run.",
         )
+        return
+    if conflict := find_conflict(draft.world, publication):
+        fail(draft, "AdapterConflict", f"{conflict} Change the inputs for a next run, whose Adapter has another name.")
         return
     draft.put(phase=JobPhase.ROLLING_OUT)
     if not is_published(draft.world, publication):

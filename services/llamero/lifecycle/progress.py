@@ -3,6 +3,7 @@
 import math
 from datetime import datetime, timedelta
 
+from llamero.spec.run import Phase
 from llamero.spec.status import AttemptStatus, ProgressStatus, TrainingStatus
 from llamero.spec.tasks import ProgressReport
 
@@ -39,6 +40,30 @@ def describe_end(training: TrainingStatus | None) -> ProgressStatus:
     )
 
 
+def describe_failure(last: ProgressStatus | None) -> ProgressStatus | None:
+    """What a failed run shows: how far it came. What is being done, how fast and for how long yet belongs to what runs."""
+    if last is None:
+        return None
+    return last.model_copy(
+        update={"activity": "", "estimated_remaining_seconds": None, "tokens_per_second": None, "written_at": None}
+    )
+
+
+def add_figures(progress: ProgressStatus | None, training: TrainingStatus | None) -> ProgressStatus | None:
+    """The progress with the figures of the training that is done: a later phase tells none of its own."""
+    if training is None:
+        return progress
+    figures = {"step": training.steps, "total_steps": training.steps, "loss": training.last_loss}
+    return (progress or ProgressStatus()).model_copy(update=figures)
+
+
+def _keep_figures(new: ProgressStatus, old: ProgressStatus) -> ProgressStatus:
+    """A training pod that evaluates tells of no steps any more: those it told stay."""
+    if new.step is not None or old.step is None:
+        return new
+    return new.model_copy(update={"step": old.step, "total_steps": old.total_steps, "loss": old.loss})
+
+
 def _share(report: ProgressReport) -> float | None:
     if not report.total or not math.isfinite(report.total) or not math.isfinite(report.done) or report.total < 0:
         return None
@@ -54,25 +79,44 @@ def format_figure(value: float | None, digits: int) -> str | None:
 
 
 def refresh_progress(
-    old: ProgressStatus | None, report: ProgressReport | None, interval_seconds: float, now: datetime
+    old: ProgressStatus | None,
+    report: ProgressReport | None,
+    training: TrainingStatus | None,
+    interval_seconds: float,
+    now: datetime,
 ) -> ProgressStatus | None:
-    """The progress to write: the old one where nothing new was told, or too soon to write again."""
+    """The progress to write: the old one where nothing new was told, or too soon to write again. `training`: one that is done."""
     if report is None:
         return old
     new = describe_progress(report)
+    if training is not None:
+        new = add_figures(new, training) or new
     if old is None:
         return new.model_copy(update={"written_at": now})
+    new = _keep_figures(new, old)
     if new.model_copy(update={"written_at": old.written_at}) == old:
         return old
     due = old.written_at is None or abs(now - old.written_at) >= timedelta(seconds=interval_seconds)
     return new.model_copy(update={"written_at": now}) if due else old
 
 
+def is_stepping(report: ProgressReport) -> bool:
+    """Whether the training is between its first step and its last."""
+    if report.phase not in ("", Phase.TRAINING) or not report.unit.startswith("step"):
+        return False
+    return report.total is None or report.done < report.total
+
+
 def note_step(work: AttemptStatus, report: ProgressReport | None, restart: bool, now: datetime) -> AttemptStatus:
-    """When the attempt last told something new. `restart`: Redis was away, and silence until now says nothing."""
+    """When the attempt last told a new step. `restart`: Redis was away, and silence until now says nothing.
+
+    What is no step (bringing the base, saving, evaluating) takes as long as it takes: the worker itself watches over it.
+    """
     if report is None:
         return work
     mark = report.step if report.step is not None else int(report.done) if math.isfinite(report.done) else 0
+    if not is_stepping(report):
+        return work.model_copy(update={"step": mark, "step_at": None})
     if mark == work.step and work.step_at is not None and not restart:
         return work
     return work.model_copy(update={"step": mark, "step_at": now})

@@ -5,33 +5,37 @@ from typing import Any
 
 from llamero.lifecycle.world import Publication, World
 from llamero.spec.adapter import AdapterSpec
-from llamero.spec.status import JobStatus
+from llamero.spec.status import EvaluationStatus, JobStatus
 from llamero.spec.tasks import Outcome
 
 MAX_CANDIDATE_BYTES = 2_600
+OTHER_FILES = "is there already with other files"
+"""In the refusal of an Adapter whose name is taken (`kube.children.ensure_adapter`): no waiting helps."""
 
 
 def keep_candidate(world: World, status: JobStatus, outcome: Outcome) -> str | None:
-    """What the status keeps of the adapter until it is published: its spec as JSON, less what can be told again."""
-    given: dict[str, Any] = dict(outcome.adapter_spec or _describe(world, status, outcome))
+    """What the status keeps of the adapter until it is published: its spec as JSON, less what job and status say as well.
+
+    None where even that is too long to be kept.
+    """
+    known = _describe(world, status, outcome.evaluation)
+    given = {k: v for k, v in (outcome.adapter_spec or {}).items() if known.get(k) != v}
     given |= {"uri": outcome.adapter_uri, "source": {"job": world.name, "uid": world.uid, "run": status.run}}
     for dropped in ((), ("terms",), ("terms", "licenses")):
         text = json.dumps(
             {k: v for k, v in given.items() if k not in dropped}, separators=(",", ":"), ensure_ascii=False
         )
-        if (
-            len(json.dumps(text, ensure_ascii=False).encode()) <= MAX_CANDIDATE_BYTES
-        ):  # as it stands in the status, quotes escaped
+        if len(json.dumps(text)) <= MAX_CANDIDATE_BYTES:  # as it stands in the status, quotes escaped
             return text
-    return text[:4096] if len(text) <= 4096 else None
+    return None
 
 
-def _describe(world: World, status: JobStatus, outcome: Outcome) -> dict[str, Any]:
-    """The spec where the answer was too long to hold it: from what the job and its status say."""
+def _describe(world: World, status: JobStatus, found: EvaluationStatus | None) -> dict[str, Any]:
+    """What the job and its status say of the adapter. None of it changes within a run."""
     job, base, training, data = world.job, status.base, status.training, status.data
     if job is None or base is None or training is None:
         return {}
-    found = outcome.evaluation
+    sources = job.spec.data.sources
     return {
         "sha256": training.adapter_sha256,
         "base": job.spec.base_model.name or job.spec.base_model.uri,
@@ -40,6 +44,8 @@ def _describe(world: World, status: JobStatus, outcome: Outcome) -> dict[str, An
         "template": job.spec.data.template,
         "dataDigest": data.digest if data else "",
         "model": job.public_model_name,
+        "licenses": sorted({s.license for s in sources if s.license}),
+        "terms": sorted({s.terms for s in sources if s.terms}),
         "figures": {
             "baseTokenPerplexity": found.base_token_perplexity if found else None,
             "tunedTokenPerplexity": found.tuned_token_perplexity if found else None,
@@ -50,15 +56,12 @@ def _describe(world: World, status: JobStatus, outcome: Outcome) -> dict[str, An
 
 
 def build_publication(world: World, status: JobStatus, name: str) -> Publication | None:
-    """The Adapter that must exist; None where what was kept does not describe one. Licences and terms come from the job."""
-    if status.candidate is None or world.job is None:
+    """The Adapter that must exist; None where what was kept does not describe one."""
+    if status.candidate is None:
         return None
     try:
-        given = json.loads(status.candidate)
-        sources = world.job.spec.data.sources
-        given.setdefault("licenses", sorted({s.license for s in sources if s.license}))
-        given.setdefault("terms", sorted({s.terms for s in sources if s.terms}))
-        return Publication(name, AdapterSpec.model_validate(given))
+        known = _describe(world, status, status.evaluation)
+        return Publication(name, AdapterSpec.model_validate(known | json.loads(status.candidate)))
     except ValueError:
         return None
 
@@ -67,3 +70,15 @@ def is_published(world: World, publication: Publication) -> bool:
     """Whether the Adapter of this name is this run's."""
     found = world.adapters.get(publication.name)
     return found is not None and found.sha256 == publication.spec.sha256
+
+
+def find_conflict(world: World, publication: Publication) -> str | None:
+    """Why this name can never be this run's: an Adapter has it that holds other files, and adapters never change."""
+    found = world.adapters.get(publication.name)
+    if found is not None and found.sha256 != publication.spec.sha256:
+        return (
+            f"The Adapter {publication.name} {OTHER_FILES} (sha256 {found.sha256[:12]}, not "
+            f"{publication.spec.sha256[:12]}), and adapters never change."
+        )
+    refusal = world.refused.get(publication.name, "")
+    return f"The API server refuses the Adapter: {refusal}." if OTHER_FILES in refusal else None

@@ -15,6 +15,10 @@ from llamero.lifecycle.stages import PHASES, base_reference, build_work, next_st
 from llamero.spec.status import AttemptStatus, ConditionType, TriesStatus, WorkKind
 from llamero.spec.tasks import Outcome
 
+UNKNOWN_ADAPTER = (
+    "The evaluation's answer does not describe an adapter that the status has room for: shorten the storage's address, or see the "
+    "evaluation's log; a change of the inputs starts the next run."
+)
 STEADY_SECONDS = 600.0
 """A pod that ran so long was no failure of the place: interruptions are counted anew."""
 
@@ -42,6 +46,9 @@ def take_answer(draft: Draft, standing: at.Standing) -> None:
     if standing.outcome is not None:
         absorb(draft, standing.outcome)
     if standing.rule is None:
+        if standing.outcome is not None and standing.outcome.evaluation is not None and draft.status.candidate is None:
+            fail(draft, "AdapterUnknown", UNKNOWN_ADAPTER)
+            return
         draft.end_attempt()
         draft.put(tries=TriesStatus(ended_at=draft.now), progress=None, attempt=0)
         return
@@ -126,7 +133,7 @@ def keep_running(draft: Draft, standing: at.Standing) -> None:
     report = None if draft.world.redis_problem else at.progress_of(draft.world, work.kind, run, work.attempt)
     was_away = (ready := draft.status.condition(ConditionType.READY)) is not None and ready.reason == REDIS_AWAY
     work = note_progress(draft, work, was_away)
-    if at.is_hung(work, report is not None, hung_seconds(draft), draft.now):
+    if at.is_hung(work, report, hung_seconds(draft), draft.now):
         draft.put(work=work)
         why = f"The training told no new step since step {work.step}, for longer than progressDeadlineSeconds."
         retry_or_fail(draft, at.HUNG, why)
@@ -145,8 +152,10 @@ def note_progress(draft: Draft, work: AttemptStatus, was_away: bool) -> AttemptS
     if draft.world.redis_problem is not None:
         return work
     report = at.progress_of(draft.world, work.kind, draft.status.run, work.attempt)
-    progress = refresh_progress(draft.status.progress, report, draft.limits.status_interval_seconds, draft.now)
-    is_news = progress != draft.status.progress or work.step_at is None or was_away
+    progress = refresh_progress(
+        draft.status.progress, report, draft.status.training, draft.limits.status_interval_seconds, draft.now
+    )
+    is_news = progress != draft.status.progress or work.step is None or was_away
     draft.put(progress=progress)
     return note_step(work, report, was_away, draft.now) if is_news else work
 
