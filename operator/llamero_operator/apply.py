@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llamero.kube import Kube, NotFound, Refused
+from llamero.kube import Conflict, Kube, NotFound, Refused
 from llamero.kube import children as kube_children
 from llamero.kube import jobs as kube_jobs
 from llamero.kube.events import EventRecorder
@@ -73,13 +73,15 @@ async def apply(tools: Tools, record: JobRecord, world: World, decision: Decisio
     record = await _write_status(tools, record, world, decision)
     for note in decision.notes:
         await tools.events.record(record.raw, note.reason, note.message, note.warning)
-    await _delete_children(tools, record, world, decision)
+    undeleted = await _delete_children(tools, record, world, decision)
     if decision.forget_queues:
         await tools.broker.forget(world.uid, keep=_attempt_at_hand(world, decision))
     if decision.let_go:
         await kube_jobs.delete_finalizer(tools.kube, record.raw)
     if decision.delete_job and not world.deleting:
         await kube_jobs.delete_job(tools.kube, world.namespace, world.name, world.uid)
+    if undeleted is not None:
+        raise undeleted
     return refused
 
 
@@ -115,6 +117,7 @@ async def _create_children(tools: Tools, world: World, decision: Decision) -> di
             refused[name] = str(error)
             logger.warning("the API server refused %s: %s", name, error)
         else:
+            tools.namespaces.ending.discard(world.namespace)  # there is one of that name again
             logger.info("created Job %s", name)
             if created is not None:
                 tools.store.put("jobs", created)
@@ -162,15 +165,22 @@ async def _write_status(tools: Tools, record: JobRecord, world: World, decision:
     return _remember(tools, record, await kube_jobs.ensure_status(tools.kube, raw, decision.status.to_json_dict()))
 
 
-async def _delete_children(tools: Tools, record: JobRecord, world: World, decision: Decision) -> None:
+async def _delete_children(tools: Tools, record: JobRecord, world: World, decision: Decision) -> Conflict | None:
+    """Returns why a deletion is to be asked for again; nothing else waits for that."""
+    undeleted = None
     wanted = {(work.kind, work.run, work.attempt) for work in decision.work}
     uids = tools.store.child_uids(record.key)
     for child in world.children:
         if child.deleting or (child.kind, child.run, child.attempt) in wanted or child.name not in uids:
             continue
-        await kube_children.delete_child(tools.kube, world.namespace, child.name, uids[child.name])
+        try:
+            await kube_children.delete_child(tools.kube, world.namespace, child.name, uids[child.name])
+        except Conflict as error:
+            undeleted = error
+            continue
         record.deleted_children.add(uids[child.name])
         logger.info("deleted Job %s", child.name)
+    return undeleted
 
 
 def _attempt_at_hand(world: World, decision: Decision) -> AttemptId | None:

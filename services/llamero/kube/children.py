@@ -17,16 +17,30 @@ async def ensure_child(kube: Kube, manifest: Mapping[str, Any]) -> Object | None
     """Creates a batch Job; None where it was there. Raises Refused with the API server's sentence (quota, policy)."""
     try:
         return await objects.create(kube, BATCH_JOBS, manifest["metadata"]["namespace"], manifest)
-    except Conflict:
+    except Conflict as error:
+        if not error.is_there:
+            raise
         return None
 
 
 async def delete_child(kube: Kube, namespace: str, name: str, uid: str | None = None) -> None:
-    """Deletes a batch Job; its pods follow with their grace."""
+    """Deletes a batch Job; its pods follow with their grace. Raises Conflict where it was refused and the Job is still there."""
     try:
         await objects.delete(kube, BATCH_JOBS, namespace, name, uid)
-    except (NotFound, Conflict):
+    except NotFound:
         return
+    except Conflict:
+        # Either another Job has the name by now, so that ours is gone, or the server could not do it at this moment.
+        if await _is_there(kube, namespace, name, uid):
+            raise
+
+
+async def _is_there(kube: Kube, namespace: str, name: str, uid: str | None) -> bool:
+    try:
+        found = await objects.read(kube, BATCH_JOBS, namespace, name)
+    except NotFound:
+        return False
+    return uid is None or found["metadata"]["uid"] == uid
 
 
 async def ensure_adapter(kube: Kube, manifest: Mapping[str, Any]) -> Object:
@@ -35,7 +49,9 @@ async def ensure_adapter(kube: Kube, manifest: Mapping[str, Any]) -> Object:
     namespace, name = metadata["namespace"], metadata["name"]
     try:
         return await objects.create(kube, ADAPTERS, namespace, {**manifest, "spec": objects.drop_empty_texts(spec)})
-    except Conflict:
+    except Conflict as error:
+        if not error.is_there:
+            raise
         found = await objects.read(kube, ADAPTERS, namespace, name)
     there = found.get("spec", {}).get("sha256")
     if there != spec["sha256"]:
@@ -49,12 +65,20 @@ async def ensure_adapter(kube: Kube, manifest: Mapping[str, Any]) -> Object:
 
 
 async def ensure_secret(kube: Kube, manifest: Mapping[str, Any]) -> None:
-    """Makes the Secret hold what the manifest says, by creating or patching: reading it is no right of ours."""
+    """Makes the Secret hold what the manifest says, by creating or patching: reading it is no right of ours.
+
+    Raises Conflict where it could be neither created nor patched at this moment, NotFound where the namespace is gone.
+    """
     namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
     try:
         await objects.create(kube, SECRETS, namespace, manifest)
-    except Conflict:
-        await objects.patch(kube, SECRETS, namespace, name, {"data": manifest["data"]})
+    except Conflict as error:
+        if not error.is_there:
+            raise
+        try:
+            await objects.patch(kube, SECRETS, namespace, name, {"data": manifest["data"]})
+        except NotFound:  # of the Secret, which was removed meanwhile, or of the namespace: the next answer tells
+            await objects.create(kube, SECRETS, namespace, manifest)
 
 
 async def observe_children(kube: Kube, namespace: str, uid: str) -> list[Object]:

@@ -10,7 +10,16 @@ class KubeError(Exception):
 
 
 class Conflict(KubeError):
-    """The object has changed since it was read, or exists already."""
+    """The object has changed since it was read, or exists already (`is_there`): a 409 to a creation need not mean the latter."""
+
+    def __init__(self, sentence: str, reason: str = "") -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+    @property
+    def is_there(self) -> bool:
+        """Whether an object of the name exists already."""
+        return self.reason == "AlreadyExists"
 
 
 class NotFound(KubeError):
@@ -56,7 +65,7 @@ def build_error(status: int, headers: Mapping[str, str], body: bytes, what: str)
     reason = str(answer.get("reason") or "")
     details = answer.get("details") if isinstance(answer.get("details"), dict) else {}
     if status == 409:
-        return Conflict(f"{what}: {said}")
+        return Conflict(f"{what}: {said}", reason)
     if status == 404:
         return NotFound(f"{what}: {said}")
     if status in RETRIED_STATUSES:

@@ -274,3 +274,32 @@ async def test_a_kubeconfig_that_can_not_be_used_is_refused_with_a_sentence(
     with pytest.raises(Refused, match="set KUBECONFIG"):
         await connect()
     assert os.environ["KUBECONFIG"]
+
+
+async def test_a_refusal_of_the_moment_is_not_taken_for_what_was_asked_for(
+    control_plane: ControlPlane,
+    fault_proxy: FaultProxy,
+    namespace: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A 409 that is no AlreadyExists: the Job is not there, the other one not gone, the Secret not written."""
+    monkeypatch.setenv("KUBECONFIG", str(fault_proxy.write_kubeconfig(tmp_path / "kubeconfig")))
+    manifest = build_job("refused", shell("true"))
+    manifest["metadata"]["namespace"] = namespace
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": namespace}, "data": {}}
+    async with await connect() as kube:
+        fault_proxy.conflicts.next(1)
+        with pytest.raises(Conflict):
+            await children.ensure_child(kube, manifest)
+        created = await children.ensure_child(kube, manifest)
+        assert created is not None
+        fault_proxy.conflicts.next(1)
+        with pytest.raises(Conflict):
+            await children.delete_child(kube, namespace, "refused", created["metadata"]["uid"])
+        await children.delete_child(kube, namespace, "refused", created["metadata"]["uid"])
+        fault_proxy.conflicts.next(1)
+        with pytest.raises(Conflict):
+            await children.ensure_secret(kube, secret)
+        await children.ensure_secret(kube, secret)
+        await children.ensure_secret(kube, secret)
