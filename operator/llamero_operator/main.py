@@ -28,6 +28,7 @@ from llamero.spec.status import JobPhase, WorkKind
 from llamero_operator import logs
 from llamero_operator.apply import Tools
 from llamero_operator.broker import Broker
+from llamero_operator.forgetful import NoDifferences, NoProgress
 from llamero_operator.handlers import Reconciler, build_registry
 from llamero_operator.health import HealthServer, Vitals
 from llamero_operator.lease import Lease
@@ -215,6 +216,8 @@ def build_kopf_settings(watchdog_seconds: float) -> kopf.OperatorSettings:
     settings.process.ultimate_exiting_timeout = 60
     settings.queueing.idle_timeout = 1.0
     settings.queueing.exit_timeout = 1.0
+    settings.persistence.diffbase_storage = NoDifferences()
+    settings.persistence.progress_storage = NoProgress()
     for kind, selector in SELECTORS.items():
         group = "batch" if kind == "jobs" else ""
         settings.watching.label_selectors[group, "v1", kind] = selector

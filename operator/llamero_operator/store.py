@@ -82,7 +82,10 @@ class Store:
     # Feeding
 
     def put(self, kind: str, thing: Object) -> Key | None:
-        """Takes an object in unless a newer version is known. Returns the key of the FineTuneJob that it concerns, None for none."""
+        """Takes an object in unless a newer version is known. Returns the key of the FineTuneJob that it concerns.
+
+        None for none, and where nothing that decisions see has changed: of a pod's writes more than half.
+        """
         metadata = thing["metadata"]
         key = (metadata["namespace"], metadata["name"])
         version = parse_resource_version(metadata["resourceVersion"])
@@ -100,12 +103,12 @@ class Store:
             return None
         self._owners[kind, key] = uid
         if kind == "jobs":
-            view = observe.view_child(thing)
-            if view is not None:
-                self._children.setdefault(uid, {})[key] = _Child(metadata["uid"], view)
+            is_news = self._put_child(uid, key, thing)
         else:
-            self._pods.setdefault(uid, {})[key] = _Pod(attempt, observe.view_pod(thing))
-        return self._names_of.get(uid)
+            pod = _Pod(attempt, observe.view_pod(thing))
+            is_news = self._pods.get(uid, {}).get(key) != pod
+            self._pods.setdefault(uid, {})[key] = pod
+        return self._names_of.get(uid) if is_news else None
 
     def remove(self, kind: str, key: Key, uid: str | None = None) -> Key | None:
         """Forgets an object (with `uid`, only that very one). Returns the key of the FineTuneJob that it concerned."""
@@ -146,6 +149,16 @@ class Store:
         self.jobs[key] = record
         self._names_of[record.uid] = key
         return key
+
+    def _put_child(self, uid: str, key: Key, thing: Object) -> bool:
+        """Whether decisions see a change."""
+        view = observe.view_child(thing)
+        if view is None:
+            return False
+        child = _Child(thing["metadata"]["uid"], view)
+        is_news = self._children.get(uid, {}).get(key) != child
+        self._children.setdefault(uid, {})[key] = child
+        return is_news
 
     def _put_adapter(self, key: Key, thing: Object) -> Key | None:
         job = (thing["metadata"].get("labels") or {}).get(names.LABEL_JOB)

@@ -74,6 +74,21 @@ def test_children_and_pods_are_found_by_their_labels_whatever_comes_first() -> N
     assert store.put("pods", thing("pod", "p-1", 6, LABELS, spec={}, status={"phase": "Failed"})) == KEY
 
 
+def test_a_pod_or_child_that_decisions_would_see_the_same_is_no_news() -> None:
+    store = Store()
+    store.put("finetunejobs", job(5))
+    pending = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}
+    ready = {"phase": "Pending", "conditions": [*pending["conditions"], {"type": "Initialized", "status": "True"}]}  # type: ignore[misc]
+    assert store.put("pods", thing("p", "uid-p", 6, LABELS, status=pending)) == KEY
+    assert store.put("pods", thing("p", "uid-p", 7, LABELS, status=ready)) is None
+    assert store.versions["pods"]["team-a", "p"] == ("uid-p", 7)
+    assert store.put("pods", thing("p", "uid-p", 8, LABELS, status={"phase": "Running"})) == KEY
+    assert store.put("pods", thing("p", "uid-q", 9, LABELS, status={"phase": "Running"})) == KEY
+    assert store.put("jobs", thing("c", "uid-c", 10, LABELS)) == KEY
+    assert store.put("jobs", thing("c", "uid-c", 11, LABELS, status={"active": 1})) is None
+    assert store.put("jobs", thing("c", "uid-d", 12, LABELS, status={"active": 1})) == KEY
+
+
 def test_a_pod_whose_job_is_gone_still_counts() -> None:
     store = Store()
     store.put("finetunejobs", job(5))

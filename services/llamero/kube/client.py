@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import yaml
@@ -84,6 +85,7 @@ class Kube:
         self.witness: Witness = witness or NoWitness()
         self.namespace = namespace
         configuration.connection_pool_maxsize = max(self.options.max_concurrent * 2, 8)
+        configuration.client_session_kwargs = {"trust_env": is_proxied(configuration.host)}
         self.api = official.ApiClient(configuration)
         self.api.user_agent = self.options.user_agent
         self.throttle = Throttle(self.options.qps, self.options.burst, self.options.max_concurrent)
@@ -278,6 +280,15 @@ async def connect(
     if "exec" in (loader._user or {}) or loader.provider == "gcp":
         kube.keep_fresh(loader)
     return kube
+
+
+def is_proxied(server: str) -> bool:
+    """Whether the environment's proxy stands before the server.
+
+    Where none does, aiohttp need not trust the environment: it would look for a password in ~/.netrc before each request, in a thread.
+    """
+    parts = urlsplit(server)
+    return parts.scheme in getproxies() and not proxy_bypass(parts.netloc)
 
 
 def _namespace_of(loader: Any) -> str:
