@@ -1,32 +1,16 @@
 """The life of a job, told by tables and by a cluster in memory."""
 
-import random
 from dataclasses import replace
 
 import pytest
-from services.lifecycle.simulation import Cluster, Crash, build_job
+from services.lifecycle.simulation import Cluster, build_job
 
-from llamero.lifecycle.jobs import decide
-from llamero.spec.status import ConditionType, JobPhase, WorkKind
-
-
-def settle(cluster: Cluster, passes: int = 60) -> list[JobPhase]:
-    """Let every pod do its work until nothing moves; the phases on the way."""
-    phases: list[JobPhase] = []
-    for _ in range(passes):
-        cluster.reconcile()
-        phases.append(cluster.status.phase)
-        cluster.reap()
-        for child in cluster.live():
-            if child.pods and child.pods[0].exit_code is None:
-                cluster.finish(child.name)
-        cluster.wait(2)
-    return list(dict.fromkeys(phases))
+from llamero.spec.status import ConditionType, WorkKind
 
 
 def test_a_job_goes_through_its_phases_to_an_adapter() -> None:
     cluster = Cluster(build_job())
-    phases = settle(cluster)
+    phases = cluster.settle()
     assert phases == ["Preparing", "Training", "Evaluating", "RollingOut", "Succeeded"]
     assert list(cluster.adapters) == ["tutor-r1"]
     complete = cluster.status.condition(ConditionType.COMPLETE)
@@ -36,7 +20,7 @@ def test_a_job_goes_through_its_phases_to_an_adapter() -> None:
 
 def test_a_finished_job_is_not_written_again() -> None:
     cluster = Cluster(build_job())
-    settle(cluster)
+    cluster.settle()
     written = cluster.status_writes
     cluster.wait(3600)
     cluster.reconcile()
@@ -85,19 +69,19 @@ def test_out_of_memory_halves_the_bins() -> None:
 
 def test_an_edit_of_the_inputs_starts_the_next_run() -> None:
     cluster = Cluster(build_job())
-    settle(cluster)
+    cluster.settle()
     cluster.edit(training={"epochs": 1, "resources": {"gpus": 0}})
-    settle(cluster)
+    cluster.settle()
     assert (cluster.status.run, cluster.status.phase) == (2, "Succeeded")
     assert list(cluster.adapters) == ["tutor-r1", "tutor-r2"]
 
 
 def test_an_edit_of_the_gate_judges_again_without_a_new_run() -> None:
     cluster = Cluster(build_job(evaluation={"gate": {"minPerplexityImprovement": 0.9}}))
-    settle(cluster)
+    cluster.settle()
     assert cluster.status.failure is not None and cluster.status.failure.reason == "GateRefused"
     cluster.edit()
-    settle(cluster)
+    cluster.settle()
     assert (cluster.status.run, cluster.status.phase) == (1, "Succeeded")
 
 
@@ -105,70 +89,8 @@ def test_a_deleted_job_is_cleaned_and_let_go() -> None:
     cluster = Cluster(build_job())
     cluster.reconcile()
     cluster.deleting = True
-    settle(cluster, 10)
+    cluster.settle(10)
     assert cluster.gone
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_whatever_happens_a_job_ends_and_no_number_repeats(seed: int) -> None:
-    rng = random.Random(seed)
-    cluster = Cluster(build_job(backoffLimit=100))
-
-    def crash(_: str) -> None:
-        if rng.random() < 0.15:
-            raise Crash
-
-    cluster.crash = crash
-    given: dict[tuple[int, WorkKind], int] = {}
-    for _ in range(80):
-        try:
-            decision = decide(cluster.world(), cluster.limits, cluster.now)
-            assert decision == decide(cluster.world(), cluster.limits, cluster.now)
-            assert len({(w.kind, w.run) for w in decision.work}) == len(decision.work)
-            for work in decision.work:
-                assert work.attempt >= given.get((work.run, work.kind), 0)
-                given[work.run, work.kind] = work.attempt
-            cluster.reconcile()
-        except Crash:
-            pass
-        disturb(cluster, rng)
-        cluster.wait(rng.choice([0, 1, 5, 30, -3]))
-        assert len(cluster.status.model_dump_json(by_alias=True)) < 10_000
-    cluster.crash = lambda _: None
-    cluster.redis_problem = None
-    cluster.edit()
-    for _ in range(80):
-        cluster.wait(30)
-        settle(cluster, 1)
-    assert cluster.status.phase in ("Succeeded", "Failed")
-    again = decide(cluster.world(), cluster.limits, cluster.now)
-    assert again.status == cluster.status
-
-
-def disturb(cluster: Cluster, rng: random.Random) -> None:
-    cluster.redis_problem = "away" if rng.random() < 0.1 else None
-    if rng.random() < 0.5:
-        cluster.reap()
-    if rng.random() < 0.05:
-        cluster.edit(suspend=True)
-    elif rng.random() < 0.2:
-        cluster.edit(
-            **({"training": {"epochs": rng.choice([1, 2]), "resources": {"gpus": 0}}} if rng.random() < 0.3 else {})
-        )
-    for child in cluster.live():
-        if not child.pods or child.pods[0].exit_code is not None:
-            continue
-        match rng.randrange(12):
-            case 0 | 1 | 2:
-                cluster.finish(child.name)
-            case 3:
-                cluster.finish(child.name, rng.choice([1, 75, 13, 15]), "It ended.")
-            case 4:
-                cluster.finish(child.name, 0, silent=True)
-            case 5:
-                cluster.delete_child(child.name)
-            case 6:
-                cluster.change_pod(child.name, deleting=True)
 
 
 def test_a_task_that_nobody_took_is_sent_again() -> None:
