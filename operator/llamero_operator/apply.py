@@ -4,6 +4,7 @@ Finalizer, children, Adapter, task; then the status, once; then Events, deletion
 already, or is gone already, is success.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Namespaces:
 
     secrets: dict[str, float] = field(default_factory=dict)
     ending: set[str] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def needs_secret(self, namespace: str) -> bool:
         return time.monotonic() - self.secrets.get(namespace, float("-inf")) > SECRET_SECONDS
@@ -125,7 +127,11 @@ async def _create_children(tools: Tools, world: World, decision: Decision) -> di
 
 
 async def _ensure_secret(tools: Tools, namespace: str) -> None:
-    if tools.namespaces.needs_secret(namespace):
+    if not tools.namespaces.needs_secret(namespace):
+        return
+    async with tools.namespaces.lock:  # many jobs that start in one namespace write it once
+        if not tools.namespaces.needs_secret(namespace):
+            return
         await kube_children.ensure_secret(tools.kube, build_redis_secret(namespace, tools.settings.redis_url))
         tools.namespaces.secrets[namespace] = time.monotonic()
 
@@ -162,7 +168,11 @@ async def _write_status(tools: Tools, record: JobRecord, world: World, decision:
     if decision.status == world.status and record.raw.get("status"):
         return record
     raw = {k: v for k, v in record.raw.items() if k != "status"}
-    return _remember(tools, record, await kube_jobs.ensure_status(tools.kube, raw, decision.status.to_json_dict()))
+    status, work = decision.status, decision.status.work
+    if work is not None and work.job in tools.store.child_uids(record.key):
+        # Made in this very pass: so it need not be written again that it is there.
+        status = status.model_copy(update={"work": work.model_copy(update={"seen": True})})
+    return _remember(tools, record, await kube_jobs.ensure_status(tools.kube, raw, status.to_json_dict()))
 
 
 async def _delete_children(tools: Tools, record: JobRecord, world: World, decision: Decision) -> Conflict | None:

@@ -31,7 +31,7 @@ READ_SECONDS = 3.0
 """A pass waits so long for Redis' answer at most."""
 REST_SECONDS = 5.0
 """After a failure Redis is not asked again for so long."""
-SCAN_COUNT = 500
+SCAN_COUNT = 2000
 BINDING_DEADLINES = "_kombu.binding_deadlines"
 UNACKED = ("unacked", "unacked_index")
 
@@ -155,14 +155,14 @@ class Broker:
 
         async def remove() -> bool:
             async with asyncio.timeout(SOCKET_SECONDS * 3):
-                for pattern in names.redis_patterns(uid):
-                    async for keys in self._scan(pattern):
-                        doomed = [k for k in keys if not is_kept(k)]
-                        if doomed:
-                            await self._redis.unlink(*doomed)
-                            bindings = [k for k in doomed if k.startswith("_kombu.binding.")]
-                            if bindings:
-                                await self._redis.zrem(BINDING_DEADLINES, *bindings)
+                # One walk over all keys of Redis, whatever they are: its cost is what grows with the number of jobs.
+                async for keys in self._scan(f"*{uid}*"):
+                    doomed = [k for k in keys if not is_kept(k)]
+                    if doomed:
+                        await self._redis.unlink(*doomed)
+                        bindings = [k for k in doomed if k.startswith("_kombu.binding.")]
+                        if bindings:
+                            await self._redis.zrem(BINDING_DEADLINES, *bindings)
                 await self._forget_unacked(uid, kept_queue)
                 return True
 

@@ -9,6 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ import kopf
 
 from llamero.kube import Away, Conflict, KubeError, NotFound
 from llamero.kube import jobs as kube_jobs
+from llamero.lifecycle.settling import SETTLE_SECONDS, may_settle
 from llamero.lifecycle.world import Capabilities, Decision, Limits, World
 from llamero.spec import names
 from llamero.spec.status import JobStatus, WorkKind
@@ -36,6 +38,8 @@ START_SECONDS_PER_JOB = 0.005
 START_SECONDS_LIMIT = 10.0
 """When the operator starts, the first passes over its jobs are spread out over so long."""
 CONFLICT_SECONDS = 0.05
+NEWS_SECONDS = {"pods": 0.05, "jobs": 0.05}
+"""How long news of a kind wait for more: a pod and its Job change several times in a moment, and one pass sees to all of it."""
 WITHOUT_RUN = frozenset({WorkKind.FETCH, WorkKind.PROBE, WorkKind.CLEAN, WorkKind.LOGS})
 
 
@@ -60,6 +64,7 @@ class Reconciler:
         self._now = now
         self._refused: dict[Key, dict[str, str]] = {}
         self._departed: dict[Key, str] = {}
+        self._unsettled: dict[Key, float] = {}  # since when a status that may wait has not been written
         self._gate = asyncio.Event()
 
     # Events
@@ -70,7 +75,7 @@ class Reconciler:
         if job is None:
             return  # nothing new: our own write, or an older version
         if self._gate.is_set():
-            self.queue.add(job)
+            self.queue.add_after(job, NEWS_SECONDS.get(kind, 0.0))
         else:
             spread = min(START_SECONDS_LIMIT, START_SECONDS_PER_JOB * len(self.tools.store.jobs))
             self.queue.add_after(job, random.uniform(0, spread))
@@ -135,19 +140,33 @@ class Reconciler:
             await self.tools.broker.forget(departed)
         if record is None:
             self._refused.pop(key, None)
+            self._unsettled.pop(key, None)
             self.queue.drop(key)
             return None
         metadata = record.raw["metadata"]
         if metadata.get("deletionTimestamp") and names.FINALIZER not in (metadata.get("finalizers") or []):
             return None  # others hold it; our part is done
         world = await self._observe(record)
-        decision = self._decide(world, self._limits, self._now())
+        decision = self._let_settle(key, world, self._decide(world, self._limits, self._now()))
         work = decision.status.work
         with logs.about(
             run=decision.status.run, phase=str(decision.status.phase), attempt=work.attempt if work else None
         ):
             refused = dict(await apply(self.tools, record, world, decision))
         return self._next_pass(key, refused, decision)
+
+    def _let_settle(self, key: Key, world: World, decision: Decision) -> Decision:
+        """The decision without its status where that may wait, and a pass when it has waited."""
+        if decision.notes or decision.status == world.status or not may_settle(world.status, decision.status):
+            self._unsettled.pop(key, None)
+            return decision
+        now = time.monotonic()
+        left = self._unsettled.setdefault(key, now) + SETTLE_SECONDS - now
+        if left <= 0:
+            del self._unsettled[key]
+            return decision
+        wake = left if decision.wake_after is None else min(left, decision.wake_after)
+        return replace(decision, status=world.status, wake_after=wake)
 
     def _next_pass(self, key: Key, refused: dict[str, str], decision: Decision) -> float | None:
         news = refused != self._refused.get(key, {})
