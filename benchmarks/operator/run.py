@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,11 @@ def percentile(values: Sequence[float], share: float) -> float:
 class Bench:
     """The parts that all rounds share."""
 
-    def __init__(self, plane: ControlPlane, redis: RedisServer, folder: Path, idle_seconds: float) -> None:
-        self.plane, self.redis, self.folder, self.idle_seconds = plane, redis, folder, idle_seconds
+    def __init__(
+        self, plane: ControlPlane, redis: RedisServer, folder: Path, idle_seconds: float, clears: bool = True
+    ) -> None:
+        self.plane, self.redis, self.folder = plane, redis, folder
+        self.idle_seconds, self.clears = idle_seconds, clears
         self.template: Template | None = None
 
     # -- the operator ----------------------------------------------------------------------------------------------------------
@@ -188,6 +191,8 @@ class Bench:
 
     async def clear(self) -> None:
         """Deletes what the last rounds left, and waits until it is gone, so that rounds do not disturb each other."""
+        if not self.clears:
+            return
         async with AsyncApi(self.plane.access, connections=CONCURRENCY) as api:
             found = (await api.get(path_of("v1", "Namespace")))["items"]
             own = [n["metadata"]["name"] for n in found if n["metadata"]["name"].startswith(("bench-", "bare-"))]
@@ -309,6 +314,9 @@ async def run(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     rows.append(await measure_size(bench, options.sizes[-1]))
     print("\n" + build_table(rows), flush=True)
     print("load average", *(f"{x:.1f}" for x in os.getloadavg()), flush=True)
+    if options.output:
+        rounds = [{"operator": asdict(own), "bare": asdict(bare)} for own, bare in rows]
+        options.output.write_text(json.dumps({"at_once": rounds, "arriving": asdict(steady)}, indent=1))
     (largest, bare), (next_largest, _) = rows[-1], rows[-2]
     return {
         "operator_over_bare_client_rate": mark(largest.rate / bare.rate, RATE_MARK, at_least=True),
@@ -393,6 +401,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--arrival-seconds", type=float, default=60.0, help="how long they arrive")
     parser.add_argument("--idle-seconds", type=float, default=10.0, help="how long a finished round is watched")
     parser.add_argument("--quick", action="store_true", help="10 and 50 jobs, 5 s of arrivals, no marks")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write every figure of every round there, as JSON")
     options = parser.parse_args()
     if options.quick and options.sizes == parser.get_default("sizes"):
         options.sizes = [10, 50]
@@ -413,8 +422,9 @@ def main() -> None:
         RedisServer(folder / "redis") as redis,
         instant_node(plane, folder),
     ):
-        marks = asyncio.run(run(options, Bench(plane, redis, folder, options.idle_seconds)))
-    print(json.dumps({"benchmark": "operator", "marks": {} if options.quick else marks}))
+        bench = Bench(plane, redis, folder, options.idle_seconds, clears=not options.quick)
+        marks = asyncio.run(run(options, bench))
+    print(json.dumps({"benchmark": "operator", "marks": {} if options.quick else marks}), flush=True)
 
 
 if __name__ == "__main__":
