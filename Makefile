@@ -24,6 +24,11 @@ test: ## Set up everything and run all tests (ARGS passes options to pytest)
 	@scripts/setup.sh python browser cluster
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+.PHONY: chaos
+chaos: ## Kill, cut off, fill and tear everything that a job stands on, and print a table of what came of it (ARGS=--quick for a short one)
+	@scripts/setup.sh python cluster
+	@$(BIN)/python tests/chaos/run.py $(ARGS)
+
 .PHONY: check
 check: setup ## Format, lint, types, import contracts, generated files up to date
 	$(BIN)/ruff format --check .
@@ -52,6 +57,11 @@ real: setup ## Run the manifests under benchmarks/real on the real data sets in 
 .PHONY: bench
 bench: setup ## Training speed against padded Trainer, TRL and LLaMA-Factory, as ratios (ARGS=--quick for a short one)
 	@$(BIN)/python benchmarks/training/run.py $(ARGS)
+
+.PHONY: bench-operator
+bench-operator: setup ## The operator with 10, 100 and 1,000 jobs beside a bare client, on a real control plane (ARGS=--quick for a short one)
+	@scripts/setup.sh cluster
+	@$(BIN)/python benchmarks/operator/run.py $(ARGS)
 
 .PHONY: images
 images: setup ## Build the container images with buildah (ARGS passes options and names; see images/build.py --help)

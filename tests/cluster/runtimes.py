@@ -12,6 +12,8 @@ Object = dict[str, Any]
 
 TERMINATED_BY_SIGTERM = 128 + 15
 TERMINATED_BY_SIGKILL = 128 + 9
+KILLED = "SIGKILL"
+SIGNAL_WORDS = {9: KILLED, 15: "SIGTERM"}
 MESSAGE_BYTES = 4096
 NO_MOUNTS = Mounts(())
 
@@ -90,7 +92,8 @@ class SimulatedRuntime:
     """Containers that are a callable: `script(pod, container)` is awaited and returns exit code and termination message.
 
     No process, no file, no read of the API. Containers are ready at once; probes are not run. SIGTERM and SIGKILL cancel the
-    callable; it may catch the cancellation of a SIGTERM and return a code of its own. What it raises becomes exit code 1.
+    callable; it may catch the cancellation of a SIGTERM and return a code of its own; that of a SIGKILL has KILLED as its argument and is
+    to be let through. What it raises becomes exit code 1.
     """
 
     needs_files = False
@@ -127,7 +130,7 @@ class _Simulated:
 
     def send(self, signal_number: int) -> None:
         self._signal = signal_number
-        self._task.cancel()
+        self._task.cancel(SIGNAL_WORDS.get(signal_number))
 
     def kill(self) -> None:
         self.send(9)

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 from cluster.processes import Daemon, free_port
 
+from stack.fork_server import ForkedProcess, ForkServer
+
 READY_SECONDS = 60
 FAST = {
     "statusIntervalSeconds": 0.2,
@@ -27,8 +29,26 @@ FAST = {
 """Intervals for tests: the same behaviour, sooner."""
 
 
+class ForkedDaemon(Daemon):
+    """A Daemon whose process is forked by the server instead of executed."""
+
+    def __init__(self, server: ForkServer, name: str, log: Path, environment: Mapping[str, str], folder: Path) -> None:
+        super().__init__(name, [], log, environment, folder)
+        self._server = server
+
+    def start(self) -> None:
+        if self.is_running:
+            raise RuntimeError(f"{self.name} runs already")
+        assert self.environment is not None
+        assert self.folder is not None
+        self.process = self._server.spawn(self.environment, self.log, self.folder)  # type: ignore[assignment]
+
+
 class OperatorProcess:
-    """One operator process; it can be killed and started again. `settings` are those of its YAML file."""
+    """One operator process; it can be killed and started again. `settings` are those of its YAML file.
+
+    With a `fork_server` it is forked instead of executed, which saves the imports' seconds at each start.
+    """
 
     def __init__(
         self,
@@ -39,8 +59,10 @@ class OperatorProcess:
         *,
         name: str = "operator",
         environment: Mapping[str, str] | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.folder = folder
+        self._fork_server = fork_server
         folder.mkdir(parents=True, exist_ok=True)
         self.health_port, self.metrics_port = free_port(), free_port()
         self.settings = {
@@ -66,8 +88,11 @@ class OperatorProcess:
         self._daemon = self._build({})
 
     def _build(self, more: Mapping[str, str]) -> Daemon:
+        environment = {**self._environment, **more}
+        if self._fork_server is not None:
+            return ForkedDaemon(self._fork_server, "operator", self.log, environment, self.folder)
         command = [sys.executable, "-m", "llamero_operator"]
-        return Daemon("operator", command, self.log, {**self._environment, **more}, self.folder)
+        return Daemon("operator", command, self.log, environment, self.folder)
 
     def start(self, wait: bool = True, **environment: str) -> "OperatorProcess":
         """Start it (again); with `wait`, return when /readyz answers. `environment` is of this start alone."""
@@ -89,6 +114,12 @@ class OperatorProcess:
     def returncode(self) -> int | None:
         process = self._daemon.process
         return process.poll() if process else None
+
+    @property
+    def ended_at(self) -> float | None:
+        """When a forked one's end was noticed, as of `time.monotonic`; None while it runs, and for executed ones."""
+        process = self._daemon.process
+        return process.ended_at if isinstance(process, ForkedProcess) else None
 
     def is_ready(self) -> bool:
         try:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import redis.asyncio
+from cluster.runtimes import KILLED, TERMINATED_BY_SIGKILL
 
 from llamero.lifecycle.failures import PhaseExit
 from llamero.spec.names import MANIFEST_NAME, JobStorage, progress_key, queue_name
@@ -36,9 +38,46 @@ class Entry:
     pod: str
     started: float
     steps: list[int] = field(default_factory=list)
+    stepped: list[float] = field(default_factory=list)
+    """When each step was done, as of `time.monotonic`."""
     messages: int = 0
     ended: float | None = None
     exit_code: int | None = None
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether it was given its work: a pod whose attempt's only task another one took has not."""
+        return (
+            self.messages > 0
+            or bool(self.steps)
+            or self.id.kind not in (WorkKind.PREPARE, WorkKind.TRAIN, WorkKind.EVALUATE)
+        )
+
+
+class Halt:
+    """A place at which played pods wait until they are told to go on: `started`, `taken`, `step 7`, `answering`.
+
+    The first pod that comes to it holds; later ones pass once it was released.
+    """
+
+    def __init__(self, kind: WorkKind, moment: str, uid: str | None = None, attempt: int | None = None) -> None:
+        self.kind, self.moment, self.uid, self.attempt = kind, moment, uid, attempt
+        self.reached = threading.Event()
+        self.released = threading.Event()
+        self.entry: Entry | None = None
+
+    def matches(self, entry: Entry, moment: str) -> bool:
+        same = (self.kind, self.moment) == (entry.id.kind, moment)
+        return same and self.uid in (None, entry.id.uid) and self.attempt in (None, entry.id.attempt)
+
+    def wait_reached(self, seconds: float = 60) -> Entry:
+        """The pod that holds. Raises AssertionError where none comes in time."""
+        assert self.reached.wait(seconds), f"no pod came to `{self.moment}` of {self.kind} in {seconds:g} s"
+        assert self.entry is not None
+        return self.entry
+
+    def release(self) -> None:
+        self.released.set()
 
 
 @dataclass
@@ -62,6 +101,26 @@ class ProtocolWorker:
         self.redis_url = redis_url
         self.script = script or Script()
         self.ledger: list[Entry] = []
+        self.halts: list[Halt] = []
+
+    @contextlib.contextmanager
+    def halt(self, kind: WorkKind, moment: str, uid: str | None = None, attempt: int | None = None) -> Iterator[Halt]:
+        """Pods wait there, from now until the block's end at the latest."""
+        halt = Halt(kind, moment, uid, attempt)
+        self.halts.append(halt)
+        try:
+            yield halt
+        finally:
+            halt.release()
+            self.halts.remove(halt)
+
+    async def _pass(self, entry: Entry, moment: str) -> None:
+        for halt in [h for h in self.halts if h.matches(entry, moment)]:
+            if not halt.reached.is_set():
+                halt.entry = entry
+                halt.reached.set()
+            while not halt.released.is_set():
+                await asyncio.sleep(0.02)
 
     async def __call__(self, pod: dict[str, Any], container: dict[str, Any]) -> tuple[int, str]:
         environment = {e["name"]: e.get("value", "") for e in container.get("env", [])}
@@ -71,7 +130,10 @@ class ProtocolWorker:
         connection = redis.asyncio.from_url(self.redis_url, socket_timeout=5, socket_connect_timeout=2)
         try:
             outcome = await self._work(entry, environment, connection)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if KILLED in error.args:
+                entry.exit_code = TERMINATED_BY_SIGKILL
+                raise
             outcome = self._answer(entry, PhaseExit.INTERRUPTED, "SIGTERM came.")
         except OSError as error:
             outcome = self._answer(entry, PhaseExit.STORAGE, f"The storage can't be written: {error}")
@@ -89,10 +151,15 @@ class ProtocolWorker:
         if "LLAMERO_MESSAGE" in environment:
             message = WorkMessage.model_validate_json(environment["LLAMERO_MESSAGE"])
         else:
-            taken = await self._take(entry, connection)
+            await self._pass(entry, "started")
+            try:
+                taken = await self._take(entry, connection)
+            except ValueError as error:
+                return self._answer(entry, PhaseExit.BAD_CONFIG, f"This worker was sent what it does not know: {error}")
             if taken is None:
                 return self._answer(entry, PhaseExit.IDLE, "No task came.")
             message = taken
+            await self._pass(entry, "taken")
         storage = JobStorage(message.storage, entry.id.namespace, entry.id.job, entry.id.uid)
         played = {
             WorkKind.FETCH: self._fetch,
@@ -102,12 +169,17 @@ class ProtocolWorker:
             WorkKind.EVALUATE: self._evaluate,
             WorkKind.CLEAN: self._clean,
         }[entry.id.kind]
-        return await played(entry, message, storage, connection)
+        outcome = await played(entry, message, storage, connection)
+        await self._pass(entry, "answering")
+        return outcome
 
     # -- Redis ---------------------------------------------------------------------------------------------------------------
 
     async def _take(self, entry: Entry, connection: redis.asyncio.Redis) -> WorkMessage | None:
-        """The task from the attempt's own queue, in kombu's form; None where none comes in time."""
+        """The task from the attempt's own queue, in kombu's form; None where none comes in time.
+
+        One for another attempt is passed over, as the real worker does. Raises ValueError for what is no task that it knows.
+        """
         queue = queue_name(entry.id.uid, entry.id.run, entry.id.kind, entry.id.attempt)
         deadline = time.monotonic() + self.script.idle_seconds
         while time.monotonic() < deadline:
@@ -118,16 +190,10 @@ class ProtocolWorker:
                 continue
             if found is None:
                 continue
-            envelope = json.loads(found[1])
-            assert envelope["headers"]["task"] == TaskName.WORK, envelope["headers"]
-            args, kwargs, _ = json.loads(base64.b64decode(envelope["body"]))
             entry.messages += 1
-            content = args[0] if args else next(iter(kwargs.values()))
-            return (
-                WorkMessage.model_validate_json(content)
-                if isinstance(content, str)
-                else WorkMessage.model_validate(content)
-            )
+            message = _read_message(found[1])
+            if message.id == entry.id:
+                return message
         return None
 
     async def _tell(
@@ -187,6 +253,7 @@ class ProtocolWorker:
                 await asyncio.sleep(self.script.step_seconds)
                 done += 1
                 entry.steps.append(done)
+                entry.stepped.append(time.monotonic())
                 await self._tell(
                     entry,
                     connection,
@@ -201,8 +268,9 @@ class ProtocolWorker:
                 if done % self.script.save_every == 0 or done == total:
                     _commit(self._own(entry, storage) / f"step-{done}", {"weights": str(done)})
                     saved = done
-        except asyncio.CancelledError:
-            if done > saved:
+                await self._pass(entry, f"step {done}")
+        except asyncio.CancelledError as error:
+            if done > saved and KILLED not in error.args:
                 _commit(self._own(entry, storage) / f"step-{done}", {"weights": str(done)})
             raise
         training = TrainingStatus(
@@ -238,6 +306,8 @@ class ProtocolWorker:
             evaluation=evaluation,
             adapter_uri=str(folder),
             adapter_spec={
+                "sha256": sha256,
+                "model": entry.id.job,
                 "base": "played",
                 "baseSha256": "b" * 64,
                 "template": "base",
@@ -273,6 +343,20 @@ class ProtocolWorker:
                 row = json.loads(manifest.read_text())
                 if all((manifest.parent / n).read_text() == t for n, t in row.items()):
                     yield int(manifest.parent.name.removeprefix("step-"))
+
+
+def _read_message(content: bytes) -> WorkMessage:
+    """The message in kombu's envelope. Raises ValueError for anything else."""
+    envelope = json.loads(content)
+    try:
+        task, body = envelope["headers"]["task"], envelope["body"]
+    except (TypeError, KeyError) as error:
+        raise ValueError("a message that is no Celery task") from error
+    if task != TaskName.WORK:
+        raise ValueError(f"the task {task}")
+    args, kwargs, _ = json.loads(base64.b64decode(body))
+    inner = args[0] if args else next(iter(kwargs.values()))
+    return WorkMessage.model_validate_json(inner) if isinstance(inner, str) else WorkMessage.model_validate(inner)
 
 
 def _commit(folder: Path, files: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,11 +17,14 @@ from cluster.waiting import until
 
 from llamero.spec.names import LABEL_UID, redis_patterns
 from llamero.spec.status import JobStatus
+from stack.fork_server import ForkServer
 from stack.operator_process import OperatorProcess
 from stack.protocol_worker import ProtocolWorker, Script
 
 API_VERSION = "llamero.dev/v1alpha1"
 JOB_KIND = "FineTuneJob"
+STACK_LABEL = "llamero.dev/stack"
+POD_KINDS = ("data", "training", "evaluation", "helper")
 ENDED = ("Succeeded", "Failed")
 
 Object = dict[str, Any]
@@ -43,10 +47,13 @@ class Stack:
         start_operator: bool = True,
         redis_password: str | None = "the-password",
         kubeconfig: Path | None = None,
+        fork_server: ForkServer | None = None,
+        storage: Path | None = None,
     ) -> None:
         self.plane = plane
         self.folder = folder
-        self.storage = folder / "storage"
+        self._fork_server = fork_server
+        self.storage = storage or folder / "storage"
         self.storage.mkdir(parents=True, exist_ok=True)
         self.redis = RedisServer(folder / "redis", password=redis_password, append_only=True)
         self.worker = ProtocolWorker(self.redis.url, script) if script is not None else None
@@ -93,23 +100,39 @@ class Stack:
     # -- parts -----------------------------------------------------------------------------------------------------------------
 
     def build_operator(
-        self, name: str, settings: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        kubeconfig: Path | None = None,
     ) -> OperatorProcess:
         """A further operator process for the same namespace, not started."""
         merged = {"namespaces": [self.namespace], **self._settings, **(settings or {})}
+        # A control plane may have other nodes: pods of this stack run on its own alone, where their workers know its Redis.
+        mine = {"nodeSelector": {STACK_LABEL: self.namespace}}
+        pods = merged.get("pods") or {}
+        merged["pods"] = {kind: {**(pods.get(kind) or {}), **mine} for kind in POD_KINDS}
         return OperatorProcess(
-            self._kubeconfig, self.folder, self.redis.url, merged, name=name, environment=environment
+            kubeconfig or self._kubeconfig,
+            self.folder,
+            self.redis.url,
+            merged,
+            name=name,
+            environment=environment,
+            fork_server=self._fork_server,
         )
 
     def add_node(self, options: NodeOptions | None = None) -> NodeThread:
         """A further node with the same kind of pods."""
         name = f"{self.namespace}-{next(self._numbers)}"
+        chosen = options or self._node_options
+        chosen = replace(chosen, labels={**(chosen.labels or {}), STACK_LABEL: self.namespace})
         node = NodeThread(
             self.plane.access,
             self.plane.folder / "nodes" / name,
             name,
             runtime=self._runtime,
-            options=options or self._node_options,
+            options=chosen,
             claims_folder=self.folder / "claims",
         )
         self._nodes.enter_context(node)
