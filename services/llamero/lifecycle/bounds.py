@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 
-from llamero.spec.status import JobStatus, RunRecord
+from llamero.spec.status import AdapterStatus, JobStatus, RunRecord
 
 MAX_STATUS_BYTES = 9_800
 """As JSON with every other character than ASCII escaped: the longest form that anyone writes."""
+
+MAX_ADDRESS_BYTES = 2_600
 
 Cut = Callable[[JobStatus], JobStatus]
 
@@ -14,6 +16,11 @@ Cut = Callable[[JobStatus], JobStatus]
 def fits(status: JobStatus) -> bool:
     """Whether the status is as small as it must be."""
     return len(json.dumps(status.to_json_dict())) <= MAX_STATUS_BYTES
+
+
+def has_room(adapter: AdapterStatus | None) -> bool:
+    """Whether the published adapter's address is one that we can have written: the candidate's was bounded (`publication`)."""
+    return adapter is None or len(json.dumps(adapter.uri)) <= MAX_ADDRESS_BYTES
 
 
 def shrink(status: JobStatus) -> JobStatus:

@@ -5,7 +5,7 @@ It is called again and again, with whatever is true by then: nothing here rememb
 
 from datetime import datetime
 
-from llamero.lifecycle.bounds import fits, shrink
+from llamero.lifecycle.bounds import fits, has_room, shrink
 from llamero.lifecycle.cleanup import clean_up
 from llamero.lifecycle.conditions import State, build_conditions
 from llamero.lifecycle.course import check_deadline, fail, finished_phase, is_over, start_run_for_edit
@@ -89,6 +89,8 @@ def write_status(draft: Draft, state: State) -> JobStatus:
     draft.send = draft.publish = None
     draft.put(base=None, base_ref="", data=None, training=None, evaluation=None, candidate=None, phase=JobPhase.FAILED)
     fail(draft, "StatusTooLarge", "The addresses of base model and storage are too long for a status: shorten them.")
+    if not has_room(draft.status.adapter):
+        draft.put(adapter=None)
     draft.put(conditions=build_conditions(draft.status, state, draft.now))
     return shrink(draft.status)
 
