@@ -243,7 +243,7 @@ class Cluster:
 
     def go_to(self, kind: WorkKind) -> ChildView:
         """Let pods do their work until one of this kind runs; its child."""
-        for _ in range(40):
+        for _ in range(200):
             self.reconcile()
             found = next((c for c in self.live() if c.kind is kind), None)
             if found is not None:
