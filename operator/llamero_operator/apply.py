@@ -1,6 +1,6 @@
 """Carries a decision out, in an order that may be cut anywhere: the next pass decides the same again from the old status.
 
-Finalizer, children, Adapter, task; then the status, once; then Events, deletions, queues, and the job's own end. What exists
+Finalizer, children, Adapter, task, queues; then the status, once; then Events, deletions, and the job's own end. What exists
 already, or is gone already, is success.
 """
 
@@ -72,12 +72,13 @@ async def apply(tools: Tools, record: JobRecord, world: World, decision: Decisio
     refused = await _create_children(tools, world, decision)
     refused |= await _publish(tools, world, decision)
     await _send(tools, world, decision, refused)
+    if decision.forget_queues:
+        # Before the status, so that a pass that is cut off here decides it again.
+        await tools.broker.forget(world.uid, keep=_attempt_at_hand(world, decision))
     record = await _write_status(tools, record, world, decision)
     for note in decision.notes:
         await tools.events.record(record.raw, note.reason, note.message, note.warning)
     undeleted = await _delete_children(tools, record, world, decision)
-    if decision.forget_queues:
-        await tools.broker.forget(world.uid, keep=_attempt_at_hand(world, decision))
     if decision.let_go:
         await kube_jobs.delete_finalizer(tools.kube, record.raw)
     if decision.delete_job and not world.deleting:

@@ -15,7 +15,7 @@ from llamero.lifecycle.judging import begin_stage
 from llamero.lifecycle.keptlogs import print_logs
 from llamero.lifecycle.progress import add_figures, describe_end
 from llamero.lifecycle.stages import forget_foreign_base
-from llamero.lifecycle.tending import see_to_attempt
+from llamero.lifecycle.tending import put_down, see_to_attempt
 from llamero.lifecycle.validity import Obstacle, find_obstacle
 from llamero.lifecycle.world import Decision, Limits, World
 from llamero.spec.status import JobPhase, JobStatus, ProgressStatus
@@ -40,7 +40,7 @@ def decide(world: World, limits: Limits, now: datetime) -> Decision:
 
 def hold(draft: Draft, obstacle: Obstacle) -> None:
     """Nothing runs until the obstacle is gone; then the run goes on with a further attempt."""
-    draft.end_attempt()
+    put_down(draft)
     draft.put(phase=JobPhase.PENDING if obstacle.waits else JobPhase.FAILED, progress=None)
     if obstacle.waits:
         draft.wake(draft.limits.poll_seconds)
@@ -48,7 +48,7 @@ def hold(draft: Draft, obstacle: Obstacle) -> None:
 
 def suspend(draft: Draft) -> None:
     """Nothing runs; pods get SIGTERM and write a checkpoint."""
-    draft.end_attempt()
+    put_down(draft)
     if is_over(draft):
         draft.put(phase=finished_phase(draft.status))
         return

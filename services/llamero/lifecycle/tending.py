@@ -40,21 +40,57 @@ def see_to_attempt(draft: Draft) -> None:
         keep_running(draft, standing)
 
 
+def put_down(draft: Draft) -> None:
+    """The attempt at hand ends by someone's wish: what it has finished is kept, and the numbers of Jobs that go now are taken.
+
+    A pass that died before its status was written may have heard an answer and made the next attempt's Job, of which the status says
+    nothing.
+    """
+    work, status = draft.status.work, draft.status
+    if draft.world.job is not None and work is not None and work.kind in PHASES and work.kind is next_stage(draft):
+        standing = at.look_at(draft.world, work, status.run, draft.limits, draft.now)
+        if standing.over and standing.rule is None:
+            take_answer(draft, standing)
+    draft.end_attempt()
+    taken = dict(draft.status.attempts)
+    for child in draft.world.children:
+        if child.kind in PHASES and child.run == at.run_of(child.kind, status.run):
+            taken[child.kind] = max(taken.get(child.kind, 0), child.attempt)
+    if taken != draft.status.attempts:
+        draft.put(attempts=taken)
+
+
 def take_answer(draft: Draft, standing: at.Standing) -> None:
     """Believe what the answer says, then go on or retry."""
     before = next_stage(draft)
     if standing.outcome is not None:
         absorb(draft, standing.outcome)
     if standing.rule is None:
-        if standing.outcome is not None and standing.outcome.evaluation is not None and draft.status.candidate is None:
-            fail(draft, "AdapterUnknown", UNKNOWN_ADAPTER)
-            return
-        draft.end_attempt()
-        draft.put(tries=TriesStatus(ended_at=draft.now), progress=None, attempt=0)
+        complete_stage(draft, standing.outcome)
         return
     if next_stage(draft) is not before:
         draft.put(tries=TriesStatus(ended_at=draft.now))
     retry_or_fail(draft, standing.rule, standing.why)
+
+
+def complete_stage(draft: Draft, outcome: Outcome | None) -> None:
+    """The stage is done, and its answer absorbed: what became of the attempts at it counts no more."""
+    if outcome is not None and outcome.evaluation is not None and draft.status.candidate is None:
+        fail(draft, "AdapterUnknown", UNKNOWN_ADAPTER)
+        return
+    draft.end_attempt()
+    draft.put(tries=TriesStatus(ended_at=draft.now), progress=None, attempt=0)
+
+
+def take_late_answer(draft: Draft, kind: WorkKind) -> bool:
+    """Whether a pod that was given up has done this work in its grace."""
+    last = draft.status.attempts.get(kind, 0)
+    outcome = at.find_late_answer(draft.world, kind, draft.status.run, last)
+    if outcome is None:
+        return False
+    absorb(draft, outcome)
+    complete_stage(draft, outcome)
+    return True
 
 
 def absorb(draft: Draft, outcome: Outcome) -> None:
