@@ -40,10 +40,12 @@ def take_away(fault: str, how: Callable[[Stack, str], None], lost_steps: int = 0
 
     def scenario(arena: Arena, stack: Stack) -> Trial:
         life = Life(stack, f"{fault.split()[-1]}-{arena.number()}".lower())
-        entry = life.wait_step(6)
-        name = name_of_pod(life, entry.pod)
-        life.fault()
-        how(stack, name)
+        with life.halt(WorkKind.TRAIN, "step 7") as halt:
+            assert halt.entry is not None
+            name = name_of_pod(life, halt.entry.pod)
+            life.fault()
+            how(stack, name)
+            life.wait(lambda s: s.attempts.get(WorkKind.TRAIN) == 2, "the second attempt")
         trial = judge_end(life, fault, lost_steps=lost_steps)
         life.wait_quiet()
         return trial

@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.api import ApiError, path_of
@@ -99,14 +99,16 @@ def kill_at(arena: Arena, stack: Stack, number: int, undisturbed: Undisturbed) -
         life.wait_gone()
         # The last point is after the write that lets the job go.
         life.wait_dead_operator()
+        problems += life.judge(fault).problems
     except AssertionError as error:
         problems.append(str(error))
     finally:
         life.close()
         stack.operator.kill()
-    if life.faulted_at is None:
-        return None if not problems else life.judge(fault, *problems)
-    return life.judge(fault, *(f"{where}: {p}" for p in problems), seconds=life.seconds_to_status())
+    if life.faulted_at is None and not problems:
+        return None
+    told = tuple(f"{where}: {p}" for p in problems)
+    return replace(life.judge(fault), problems=told, seconds=life.seconds_to_status())
 
 
 def choose(points: Sequence[str], wanted: int | None) -> list[int]:
