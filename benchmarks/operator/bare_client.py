@@ -6,12 +6,13 @@ once it has completed. Unlike the operator it does not wait for one phase before
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.api import AsyncApi, path_of
+from cluster.api import ApiError, AsyncApi, path_of
 from stack.stack import API_VERSION, JOB_KIND, played_job
 
 from llamero.spec.names import FINALIZER, LABEL_JOB, LABEL_KIND, LABEL_UID, child_job_name
@@ -77,7 +78,8 @@ class BareClient:
     async def _delete(self, name: str) -> None:
         async with self._limit:
             path = path_of("batch/v1", "Job", self._namespace, name)
-            await self._api.delete(path, propagationPolicy="Background")
+            with contextlib.suppress(ApiError):  # seen twice by a watch that was taken up again
+                await self._api.delete(path, propagationPolicy="Background")
 
 
 def rename_child(child: Object, name: str, uid: str) -> Object:

@@ -73,6 +73,16 @@ class Measured:
         return self.cpu_seconds / self.jobs
 
 
+@dataclass(frozen=True)
+class Running:
+    """What running jobs cost, each a second: CPU-seconds, status writes, passes."""
+
+    jobs: int
+    cpu: float
+    writes: float
+    passes: float
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of the values do not exceed."""
     ordered = sorted(values)
@@ -110,7 +120,7 @@ class Bench:
                     except RoundFailed as error:
                         raise RoundFailed(f"{error}\n{process.tail()}") from error
                     seconds = time.monotonic() - started
-                after = Reading.take(process)
+                after = await take_when_quiet(process)
                 etcd_mib = (self._etcd_bytes() - etcd) / MIB
                 memory = read_peak_memory(process.pid)
                 idle = await self._measure_idle(process)
@@ -118,7 +128,7 @@ class Bench:
         return Measured(
             jobs=jobs,
             seconds=seconds,
-            latencies=[observer.first_pod[name] - at for name, at in applied.items()],
+            latencies=[observer.first_pod[name] - at for name, at in applied.items() if name in observer.first_pod],
             cpu_seconds=after.cpu - before.cpu,
             memory_mib=memory,
             writes={what: count / jobs for what, count in after.writes_since(before).items()},
@@ -166,6 +176,30 @@ class Bench:
             deletes=round(writes.get("delete Job", 0) / jobs),
         )
 
+    async def measure_running(self, jobs: int, seconds: float) -> "Running":
+        """Jobs whose trainings go on and tell a step each second: what the operator spends on them."""
+        namespace = await asyncio.to_thread(self.plane.create_namespace, f"bench-running-{jobs}")
+        with self._operator(namespace) as process:
+            async with (
+                AsyncApi(self.plane.access, connections=CONCURRENCY + 8) as api,
+                Observer(api, namespace) as observer,
+            ):
+                await apply_jobs(api, namespace, jobs, None, "long")
+
+                def all_train() -> bool:
+                    return list(observer.phases.values()).count("Training") == jobs and observer.telling == jobs
+
+                await observer.wait(all_train, "all jobs to train", 60 + jobs)
+                before, began = Reading.take(process), time.monotonic()
+                await asyncio.sleep(seconds)
+                after, took = Reading.take(process), time.monotonic() - began
+        return Running(
+            jobs,
+            (after.cpu - before.cpu) / took,
+            after.writes_since(before).get("update-status FineTuneJob", 0) / took,
+            (after.passes - before.passes) / took,
+        )
+
     # -- the bare client -------------------------------------------------------------------------------------------------------
 
     async def measure_bare(self, jobs: int) -> Measured:
@@ -184,7 +218,7 @@ class Bench:
                 await observer.wait(lambda: len(observer.gone) == every, "the bare client's Jobs", 60 + 1.5 * jobs)
                 await client.finish()
                 seconds = time.monotonic() - started
-        latencies = [observer.first_pod[name] - at for name, at in applied.items()]
+        latencies = [observer.first_pod[name] - at for name, at in applied.items() if name in observer.first_pod]
         return Measured(jobs, seconds, latencies, written)
 
     # -- around a round --------------------------------------------------------------------------------------------------------
@@ -274,13 +308,26 @@ class Reading:
         return {what: count for what, count in found.items() if count}
 
 
+async def take_when_quiet(process: OperatorProcess) -> Reading:
+    """The reading once no more is written: Events follow the status, and the last deletions the Events."""
+    before = Reading.take(process)
+    while True:
+        await asyncio.sleep(0.3)
+        after = Reading.take(process)
+        if after.requests == before.requests:
+            return after
+        before = after
+
+
 def read_peak_memory(pid: int) -> float:
     """The process's largest resident memory so far, MiB (VmHWM)."""
     line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
-async def apply_jobs(api: AsyncApi, namespace: str, jobs: int, per_second: float | None) -> dict[str, float]:
+async def apply_jobs(
+    api: AsyncApi, namespace: str, jobs: int, per_second: float | None, prefix: str = "job"
+) -> dict[str, float]:
     """Create the jobs; the moment at which each was sent off."""
     limit = asyncio.Semaphore(CONCURRENCY)
     applied: dict[str, float] = {}
@@ -290,7 +337,7 @@ async def apply_jobs(api: AsyncApi, namespace: str, jobs: int, per_second: float
         if per_second:
             await asyncio.sleep(number / per_second)
         async with limit:
-            name = f"job-{number:04d}"
+            name = f"{prefix}-{number:04d}"
             applied[name] = time.monotonic()
             await api.create(path, played_job(name))
 
@@ -311,12 +358,21 @@ async def run(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     count = max(1, int(options.arrivals * options.arrival_seconds))
     steady = await bench.measure_operator(count, options.arrivals)
     print(f"{count} jobs, {options.arrivals:g} a second: {describe(steady)}", flush=True)
+    await bench.clear()
+    running = await bench.measure_running(options.running, options.running_seconds)
+    print(
+        f"{running.jobs} jobs that train and tell steps: {100 * running.cpu:.1f}% CPU, {running.writes:.1f} status writes a second, "
+        f"{running.passes:.1f} passes a second",
+        flush=True,
+    )
     rows.append(await measure_size(bench, options.sizes[-1]))
     print("\n" + build_table(rows), flush=True)
     print("load average", *(f"{x:.1f}" for x in os.getloadavg()), flush=True)
     if options.output:
         rounds = [{"operator": asdict(own), "bare": asdict(bare)} for own, bare in rows]
-        options.output.write_text(json.dumps({"at_once": rounds, "arriving": asdict(steady)}, indent=1))
+        options.output.write_text(
+            json.dumps({"at_once": rounds, "arriving": asdict(steady), "running": asdict(running)}, indent=1)
+        )
     (largest, bare), (next_largest, _) = rows[-1], rows[-2]
     return {
         "operator_over_bare_client_rate": mark(largest.rate / bare.rate, RATE_MARK, at_least=True),
@@ -376,11 +432,11 @@ def mark(value: float, limit: float, at_least: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def instant_node(plane: ControlPlane, folder: Path) -> Iterator[Daemon]:
+def instant_node(plane: ControlPlane, redis: RedisServer, folder: Path) -> Iterator[Daemon]:
     """The node, as a process of its own."""
     access, script = plane.access, str(Path(__file__).with_name("instant_node.py"))
     command = [sys.executable, script, access.url, str(access.authority), access.token, str(folder / "node")]
-    node = Daemon("node", [*command, "bench-node"], folder / "node.log", dict(os.environ))
+    node = Daemon("node", [*command, "bench-node", redis.url], folder / "node.log", dict(os.environ))
     node.start()
     try:
         node.wait_ready(lambda: "ready" in node.tail(), 60)
@@ -400,6 +456,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--arrivals", type=float, default=5.0, help="jobs a second in the steady round")
     parser.add_argument("--arrival-seconds", type=float, default=60.0, help="how long they arrive")
     parser.add_argument("--idle-seconds", type=float, default=10.0, help="how long a finished round is watched")
+    parser.add_argument("--running", type=int, default=100, help="how many jobs train in the round of running jobs")
+    parser.add_argument("--running-seconds", type=float, default=30.0, help="how long they are watched")
     parser.add_argument("--quick", action="store_true", help="10 and 50 jobs, 5 s of arrivals, no marks")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write every figure of every round there, as JSON")
     options = parser.parse_args()
@@ -407,6 +465,7 @@ def parse_options() -> argparse.Namespace:
         options.sizes = [10, 50]
     if options.quick:
         options.arrival_seconds, options.idle_seconds = min(options.arrival_seconds, 5.0), 1.0
+        options.running, options.running_seconds = min(options.running, 5), 6.0
     if len(options.sizes) < 2:
         parser.error("--sizes takes two sizes at least")
     return options
@@ -420,7 +479,7 @@ def main() -> None:
         # A busy machine may starve the node's heartbeat: it is not to be taken for dead.
         ControlPlane(crds=crds, qps=5000, node_grace_seconds=120) as plane,
         RedisServer(folder / "redis") as redis,
-        instant_node(plane, folder),
+        instant_node(plane, redis, folder),
     ):
         bench = Bench(plane, redis, folder, options.idle_seconds, clears=not options.quick)
         marks = asyncio.run(run(options, bench))

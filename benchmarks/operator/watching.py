@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cluster.api import AsyncApi, path_of
+from cluster.api import ApiError, AsyncApi, path_of
 from stack.stack import API_VERSION, JOB_KIND
 
 from llamero.spec.names import LABEL_JOB
 
 Object = dict[str, Any]
+GONE = 410
 KINDS = {JOB_KIND: API_VERSION, "Job": "batch/v1", "Pod": "v1"}
 
 
@@ -22,13 +23,14 @@ class RoundFailed(SystemExit):
 
 
 class Observer:
-    """Watches one namespace. Use as `async with Observer(api, namespace) as observer`; a lost watch ends the round."""
+    """Watches one namespace. Use as `async with Observer(api, namespace) as observer`; a watch that fails ends the round."""
 
     def __init__(self, api: AsyncApi, namespace: str, on_completed: Callable[[str], None] | None = None) -> None:
         self._api, self._namespace = api, namespace
         self._on_completed = on_completed
         self.first_pod: dict[str, float] = {}  # when the first pod of a job was seen, by the job's name
         self.phases: dict[str, str] = {}  # of FineTuneJobs, by name
+        self._telling: set[str] = set()
         self.children: dict[str, Object] = {}  # every batch Job as it was first seen, by name
         self.completed: set[str] = set()
         self.gone: set[str] = set()
@@ -47,6 +49,11 @@ class Observer:
     @property
     def succeeded(self) -> int:
         return sum(phase == "Succeeded" for phase in self.phases.values())
+
+    @property
+    def telling(self) -> int:
+        """FineTuneJobs whose progress shows a step."""
+        return len(self._telling)
 
     @property
     def failed(self) -> list[str]:
@@ -85,15 +92,35 @@ class Observer:
         return path_of(KINDS[kind], kind, self._namespace)
 
     async def _watch(self, kind: str, version: str) -> None:
+        """Follows the kind for ever: the API server ends the watch of whoever is slow, and forgets old versions."""
         take = {JOB_KIND: self._take_job, "Job": self._take_child, "Pod": self._take_pod}[kind]
-        async for event in self._api.watch(self._path(kind), version, timeoutSeconds="3600"):
-            if event["type"] != "BOOKMARK":
-                take(event)
-                self._news.set()
+        while True:
+            try:
+                async for event in self._api.watch(self._path(kind), version, timeoutSeconds="3600"):
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        take(event)
+                        self._news.set()
+            except ApiError as error:
+                if error.status != GONE:
+                    raise
+                version = await self._list_anew(kind, take)
+
+    async def _list_anew(self, kind: str, take: Callable[[Object], None]) -> str:
+        """Takes in everything that there is now. Returns its version."""
+        listed = await self._api.request("GET", self._path(kind), seconds=120)
+        for item in listed["items"]:
+            take({"type": "ADDED", "object": item})
+        if kind == "Job":
+            self.gone |= set(self.children) - {item["metadata"]["name"] for item in listed["items"]}
+        self._news.set()
+        return str(listed["metadata"]["resourceVersion"])
 
     def _take_job(self, event: Object) -> None:
-        job = event["object"]
-        self.phases[job["metadata"]["name"]] = (job.get("status") or {}).get("phase") or "Pending"
+        job, status = event["object"], event["object"].get("status") or {}
+        self.phases[job["metadata"]["name"]] = status.get("phase") or "Pending"
+        if (status.get("progress") or {}).get("step"):
+            self._telling.add(job["metadata"]["name"])
 
     def _take_child(self, event: Object) -> None:
         child, name = event["object"], event["object"]["metadata"]["name"]
