@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from chaos import api_faults, node_faults, real_runs, redis_faults, replica_faults, storage_faults
 from chaos.arena import Arena
 from chaos.points import kill_everywhere
-from chaos.trials import Trial
+from chaos.trials import Trial, add_up, render
 
 Tell = Callable[[str], None]
 
@@ -47,7 +47,7 @@ def run_suite(
     trials: list[Trial] = []
     if POINTS in chosen:
         trials += kill_everywhere(arena, lanes, points, tell)
-        tell(f"points: {len(trials)} tried")
+        tell(f"points: {len(trials)} tried\n{render(add_up(trials))}")
     wanted = [s for s in SCENARIOS if s.name in chosen and (arena.full or not s.only_full)]
     with ThreadPoolExecutor(lanes) as pool:
         # `map` keeps the order of the table; a thread lives as long as its scenario, and so do the processes that it starts.
@@ -69,5 +69,5 @@ def attempt(arena: Arena, scenario: Scenario, tell: Tell) -> list[Trial]:
     for trial in found:
         for problem in trial.problems:
             tell(f"{trial.fault}: {problem}")
-    tell(f"{scenario.name}: {sum(t.is_recovered for t in found)} of {len(found)} recovered")
+    tell(f"{scenario.name}: {sum(t.is_recovered for t in found)} of {len(found)} recovered\n{render(add_up(found))}")
     return found

@@ -145,9 +145,14 @@ def test_a_job_past_its_deadline_fails_with_the_reason(stack: Stack) -> None:
 def test_a_gpu_that_cannot_be_scheduled_is_said_and_the_next_class_is_tried(stack: Stack) -> None:
     resources = {"gpus": 1, "gpuClass": ["spot", "plenty"]}
     stack.submit(played_job("classy", training={"resources": resources}))
-    waiting = stack.wait("classy", lambda s: holds(s, ConditionType.SCHEDULED) == "False", "Scheduled=False")
-    condition = waiting.condition(ConditionType.SCHEDULED)
+
+    def is_unschedulable(status: JobStatus) -> bool:
+        found = status.condition(ConditionType.SCHEDULED)
+        return found is not None and found.reason == "Unschedulable"
+
+    condition = stack.wait("classy", is_unschedulable, "Unschedulable").condition(ConditionType.SCHEDULED)
     assert condition is not None
+    assert condition.status == "False"
     assert "node" in condition.message
     status = stack.wait_phase("classy", "Succeeded")
     assert status.tries.counted == 0
