@@ -143,13 +143,13 @@ def _note_pods(work: AttemptStatus, child: ChildView, report: ProgressReport | N
     return work.model_copy(update=changes)
 
 
-def _believes(world: World, work: AttemptStatus, run: int, pod: PodView) -> Outcome | None:
-    """The pod's answer, where it is one about this very attempt."""
+def _believes(world: World, kind: WorkKind, attempt: int, run: int, pod: PodView) -> Outcome | None:
+    """The pod's answer, where it is one about this very attempt of this very run."""
     outcome = pod.outcome
     if outcome is None:
         return None
     said = outcome.id
-    here = (world.namespace, world.name, world.uid, run_of(work.kind, run), work.kind, work.attempt)
+    here = (world.namespace, world.name, world.uid, run_of(kind, run), kind, attempt)
     return outcome if (said.namespace, said.job, said.uid, said.run, said.kind, said.attempt) == here else None
 
 
@@ -158,9 +158,23 @@ def _find_answer(world: World, work: AttemptStatus, run: int, child: ChildView) 
     for pod in child.pods:
         if work.kind is not WorkKind.PREPARE and pod.uid != work.pod:
             continue
-        outcome = _believes(world, work, run, pod)
+        outcome = _believes(world, work.kind, work.attempt, run, pod)
         if outcome is not None and outcome.exit_code == PhaseExit.DONE and _has_result(work.kind, outcome):
             return outcome
+    return None
+
+
+def find_late_answer(world: World, kind: WorkKind, run: int, last: int) -> Outcome | None:
+    """What a pod of an attempt that was given up did in its grace after all; `last` is the last attempt's number.
+
+    It is as good as any: the pod wrote it as any other would, and nobody has begun the work anew.
+    """
+    mine = [c for c in world.children if c.kind is kind and c.run == run_of(kind, run) and c.attempt <= last]
+    for child in sorted(mine, key=lambda c: -c.attempt):
+        for pod in child.pods:
+            outcome = _believes(world, kind, child.attempt, run, pod)
+            if outcome is not None and outcome.exit_code == PhaseExit.DONE and _has_result(kind, outcome):
+                return outcome
     return None
 
 
@@ -209,7 +223,7 @@ def _ended_well(world: World, work: AttemptStatus, run: int, pod: PodView) -> bo
 
 
 def _explain_end(world: World, work: AttemptStatus, run: int, pod: PodView) -> Standing:
-    outcome = _believes(world, work, run, pod)
+    outcome = _believes(world, work.kind, work.attempt, run, pod)
     rule, why = _classify(work.kind, pod, outcome)
     return Standing(work, over=True, rule=rule, outcome=outcome, why=why)
 

@@ -6,6 +6,7 @@ from llamero.lifecycle.draft import Draft
 from llamero.lifecycle.gate import GateFigures, judge_gate
 from llamero.lifecycle.publication import build_publication, find_conflict, is_published
 from llamero.lifecycle.stages import PHASES, begin_attempt, find_wait, next_stage
+from llamero.lifecycle.tending import take_late_answer
 from llamero.spec.status import MAX_MESSAGE, AdapterStatus, EvaluationStatus, JobPhase
 
 GATE_REFUSED = "GateRefused"
@@ -14,6 +15,10 @@ GATE_REFUSED = "GateRefused"
 def begin_stage(draft: Draft) -> None:
     """Start the next attempt, once nothing is in its way; where no work is left, judge and publish."""
     kind = next_stage(draft)
+    while kind is not None and take_late_answer(draft, kind):
+        if draft.status.finished_at is not None:
+            return
+        kind = next_stage(draft)
     if kind is None:
         judge_and_publish(draft)
         return

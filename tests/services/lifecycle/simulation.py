@@ -258,6 +258,8 @@ class Cluster:
         """Let every pod do its work until nothing moves; the phases on the way."""
         phases: list[JobPhase] = []
         for _ in range(passes):
+            if self.gone:
+                break
             self.reconcile()
             phases.append(self.status.phase)
             self.reap()

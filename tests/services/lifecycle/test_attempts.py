@@ -247,3 +247,36 @@ def test_kept_logs_are_printed_for_a_while_beside_the_run_and_each_request_once(
     cluster.reap()
     assert [c.kind for c in cluster.live()] == [WorkKind.TRAIN]
     assert cluster.status.attempts[WorkKind.TRAIN] == 1
+
+
+@pytest.mark.parametrize("kind", [WorkKind.PREPARE, WorkKind.TRAIN, WorkKind.EVALUATE])
+def test_work_that_a_pod_finished_in_its_grace_is_not_done_again(kind: WorkKind) -> None:
+    cluster = Cluster(build_job())
+    child = cluster.go_to(kind)
+    if kind is WorkKind.PREPARE:
+        cluster.tell(phase="Preparing", done=1, total=2)
+        cluster.status = cluster.status.model_copy(
+            update={"work": cluster.status.work.model_copy(update={"pod": child.pods[0].uid})}  # type: ignore[union-attr]
+        )
+    cluster.change_pod(child.name, deleting=True)
+    cluster.reconcile()
+    assert cluster.reported[-1].reason == "Preempted"
+    assert cluster.reason(ConditionType.READY) == ("False", "WaitingForPods")
+    cluster.finish(child.name)
+    cluster.reconcile()
+    cluster.reap()
+    cluster.settle()
+    assert cluster.status.phase == "Succeeded"
+    assert cluster.status.attempts[kind] == 1
+
+
+@pytest.mark.parametrize("code", [1, 75])
+def test_a_pod_that_did_not_finish_in_its_grace_is_followed_by_the_next_attempt(code: int) -> None:
+    cluster = Cluster(build_job())
+    train = cluster.go_to(WorkKind.TRAIN)
+    cluster.change_pod(train.name, deleting=True)
+    cluster.reconcile()
+    cluster.finish(train.name, code, "It was told to stop.")
+    cluster.reconcile()
+    assert cluster.status.attempts[WorkKind.TRAIN] == 2
+    assert (cluster.status.tries.free, cluster.status.tries.counted) == (1, 0)
