@@ -84,9 +84,14 @@ class EndState:
 
 
 class Life:
-    """A played job. With `revive`, an operator that dies is started again (without its fault) while the life is looked at."""
+    """A played job. With `revive`, an operator that dies is started again (without its fault) while the life is looked at.
 
-    def __init__(self, stack: Stack, name: str, *, revive: bool = False, **spec: Any) -> None:
+    `hold` is a moment that its pod is to wait at: set before the job is there, so that no pod is quicker.
+    """
+
+    def __init__(
+        self, stack: Stack, name: str, *, revive: bool = False, hold: tuple[WorkKind, str] | None = None, **spec: Any
+    ) -> None:
         self.stack, self.name = stack, name
         self._revive = revive
         self._eyes = Eyes(stack.plane.access)
@@ -98,9 +103,14 @@ class Life:
         self.faulted_at: float | None = None
         self.died_at: float | None = None
         self.on_look: Callable[[], None] = lambda: None
+        self._held = contextlib.ExitStack()
+        self._halt: Halt | None = None
+        if hold is not None and stack.worker is not None:
+            self._halt = self._held.enter_context(stack.worker.halt(*hold, job=name))
         self.uid = stack.submit(played_job(name, **spec))
 
     def close(self) -> None:
+        self._held.close()
         self._eyes.close()
 
     # Looking
@@ -179,9 +189,15 @@ class Life:
         """This job's pod of the kind waits at the moment until the block's end; entered once it does."""
         worker = self.stack.worker
         assert worker is not None
-        with worker.halt(kind, moment, self.uid, attempt) as halt:
+        if self._halt is None or (self._halt.kind, self._halt.moment) != (kind, moment):
+            self._halt = self._held.enter_context(worker.halt(kind, moment, self.name, attempt))
+        halt = self._halt
+        try:
             self.wait(lambda _: halt.reached.is_set(), f"a pod to come to `{moment}` of {kind}", seconds)
             yield halt
+        finally:
+            self._held.close()
+            self._halt = None
 
     def wait_step(self, step: int, seconds: float = 60) -> Entry:
         """The training pod, once it has done the step."""

@@ -39,7 +39,7 @@ def take_away(fault: str, how: Callable[[Stack, str], None], lost_steps: int = 0
     """A scenario in which a training's pod is taken away."""
 
     def scenario(arena: Arena, stack: Stack) -> Trial:
-        life = Life(stack, f"{fault.split()[-1]}-{arena.number()}".lower())
+        life = Life(stack, f"{fault.split()[-1]}-{arena.number()}".lower(), hold=(WorkKind.TRAIN, "step 7"))
         with life.halt(WorkKind.TRAIN, "step 7") as halt:
             assert halt.entry is not None
             name = name_of_pod(life, halt.entry.pod)
@@ -74,10 +74,10 @@ def lose_node(arena: Arena) -> list[Trial]:
     fault = "node gone with its processes"
     script = build_script(steps=STEPS, save_every=SAVE_EVERY)
     with arena.stack(script, intervals={"graceSeconds": 3}) as stack:
-        life = Life(stack, f"dark-{arena.number()}")
-        life.wait_step(6)
-        life.fault()
-        stack.node.vanish(kill=True)
+        life = Life(stack, f"dark-{arena.number()}", hold=(WorkKind.TRAIN, "step 7"))
+        with life.halt(WorkKind.TRAIN, "step 7"):
+            life.fault()
+            stack.node.vanish(kill=True)
         stack.add_node()
         trial = judge_end(life, fault, lost_steps=SAVE_EVERY)
         stack.node.return_()
@@ -93,7 +93,7 @@ def keep_zombie(arena: Arena) -> list[Trial]:
         life = Life(stack, f"zombie-{arena.number()}")
         zombie = life.wait_step(6)
         assert stack.worker is not None
-        with stack.worker.halt(WorkKind.TRAIN, "step 250", life.uid, attempt=1) as halt:
+        with stack.worker.halt(WorkKind.TRAIN, "step 250", life.name, attempt=1) as halt:
             life.fault()
             stack.node.vanish(kill=False)
             stack.add_node()

@@ -21,7 +21,8 @@ from llamero.spec.status import JobStatus, WorkKind
 from llamero_operator.faultpoints import FAULT, FAULT_LOG
 from llamero_operator.resources.environment import REDIS_SECRET
 
-SUSPEND_AT = 6
+HELD = (WorkKind.TRAIN, "step 6")
+"""Where the life is suspended."""
 TRIES_AT_A_POINT = 3
 
 
@@ -36,7 +37,7 @@ class Undisturbed:
 
 def live(life: Life) -> JobStatus:
     """The whole life but its deletion; the status at its end."""
-    with life.halt(WorkKind.TRAIN, f"step {SUSPEND_AT}"):
+    with life.halt(*HELD):
         life.stack.patch(life.name, {"suspend": True})
         life.wait_phase("Suspended")
         life.wait(lambda _: not life.stack.pods(life.uid), "the suspended job's pods to go")
@@ -58,7 +59,7 @@ def count(arena: Arena, stack: Stack) -> Undisturbed:
     log.touch()
     forget_secret(stack)
     stack.operator.start(**{FAULT_LOG: str(log)})
-    life = Life(stack, f"undisturbed-{arena.number()}")
+    life = Life(stack, f"undisturbed-{arena.number()}", hold=HELD)
     stages: list[str] = []
 
     def note() -> None:
@@ -90,7 +91,7 @@ def kill_at(arena: Arena, stack: Stack, number: int, undisturbed: Undisturbed) -
     where = f"point {number} ({undisturbed.points[number - 1]})"
     forget_secret(stack)
     stack.operator.start(wait=False, **{FAULT: f"kill:{number}"})
-    life = Life(stack, f"k{number}-{arena.number()}", revive=True)
+    life = Life(stack, f"k{number}-{arena.number()}", revive=True, hold=HELD)
     problems: list[str] = []
     try:
         status = live(life)

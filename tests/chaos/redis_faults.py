@@ -50,7 +50,7 @@ def judge_end(life: Life, fault: str, *problems: str) -> Trial:
 
 def lose_at_dispatch(arena: Arena, stack: Stack, kind: WorkKind) -> Trial:
     """The task was sent, and no pod has taken it."""
-    life = Life(stack, f"dispatch-{arena.number()}")
+    life = Life(stack, f"dispatch-{arena.number()}", hold=(kind, "started"))
     with life.halt(kind, "started"):
         lose_redis(life)
     return judge_end(life, "Redis lost at dispatch")
@@ -66,7 +66,7 @@ def lose_before_dispatch(arena: Arena, stack: Stack) -> Trial:
 
 
 def lose_in_preparation(arena: Arena, stack: Stack) -> Trial:
-    life = Life(stack, f"prep-{arena.number()}")
+    life = Life(stack, f"prep-{arena.number()}", hold=(WorkKind.PREPARE, "taken"))
     with life.halt(WorkKind.PREPARE, "taken"):
         lose_redis(life)
     return judge_end(life, "Redis lost in preparation")
@@ -90,7 +90,7 @@ def lose_in_training(arena: Arena, stack: Stack) -> Trial:
 
 def lose_at_result(arena: Arena, stack: Stack, kind: WorkKind) -> Trial:
     """The work is done, and its answer not yet given."""
-    life = Life(stack, f"result-{arena.number()}")
+    life = Life(stack, f"result-{arena.number()}", hold=(kind, "answering"))
     with life.halt(kind, "answering"):
         life.fault()
         wipe(stack.redis)
@@ -129,7 +129,7 @@ def wait_sent(life: Life, kind: WorkKind) -> None:
 
 def lose_message(arena: Arena, stack: Stack, kind: WorkKind) -> Trial:
     """The task is taken from its queue by nobody's pod."""
-    life = Life(stack, f"lost-{arena.number()}")
+    life = Life(stack, f"lost-{arena.number()}", hold=(kind, "started"))
     with life.halt(kind, "started"):
         wait_sent(life, kind)
         life.fault()
@@ -139,7 +139,7 @@ def lose_message(arena: Arena, stack: Stack, kind: WorkKind) -> Trial:
 
 
 def double_message(arena: Arena, stack: Stack, kind: WorkKind) -> Trial:
-    life = Life(stack, f"doubled-{arena.number()}")
+    life = Life(stack, f"doubled-{arena.number()}", hold=(kind, "started"))
     with life.halt(kind, "started"):
         wait_sent(life, kind)
         life.fault()
@@ -163,7 +163,7 @@ NONSENSE: dict[str, Callable[[str], str]] = {
 
 def send_nonsense(arena: Arena, stack: Stack, how: str) -> Trial:
     """What a worker can't understand is told, in a sentence, and nothing is done on a guess."""
-    life = Life(stack, f"nonsense-{arena.number()}")
+    life = Life(stack, f"nonsense-{arena.number()}", hold=(WorkKind.TRAIN, "started"))
     with life.halt(WorkKind.TRAIN, "started"):
         wait_sent(life, WorkKind.TRAIN)
         life.fault()

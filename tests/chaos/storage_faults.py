@@ -85,7 +85,7 @@ def tear_checkpoint(arena: Arena) -> list[Trial]:
     script = build_script(steps=40, save_every=SAVE_EVERY)
     with arena.stack(script) as stack:
         for _ in range(3 if arena.full else 1):
-            life = Life(stack, f"torn-{arena.number()}")
+            life = Life(stack, f"torn-{arena.number()}", hold=(WorkKind.TRAIN, "step 10"))
             with life.halt(WorkKind.TRAIN, "step 10"):
                 life.stack.patch(life.name, {"suspend": True})
                 life.wait_phase("Suspended")

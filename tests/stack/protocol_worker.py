@@ -60,15 +60,15 @@ class Halt:
     The first pod that comes to it holds; later ones pass once it was released.
     """
 
-    def __init__(self, kind: WorkKind, moment: str, uid: str | None = None, attempt: int | None = None) -> None:
-        self.kind, self.moment, self.uid, self.attempt = kind, moment, uid, attempt
+    def __init__(self, kind: WorkKind, moment: str, job: str | None = None, attempt: int | None = None) -> None:
+        self.kind, self.moment, self.job, self.attempt = kind, moment, job, attempt
         self.reached = threading.Event()
         self.released = threading.Event()
         self.entry: Entry | None = None
 
     def matches(self, entry: Entry, moment: str) -> bool:
         same = (self.kind, self.moment) == (entry.id.kind, moment)
-        return same and self.uid in (None, entry.id.uid) and self.attempt in (None, entry.id.attempt)
+        return same and self.job in (None, entry.id.job) and self.attempt in (None, entry.id.attempt)
 
     def wait_reached(self, seconds: float = 60) -> Entry:
         """The pod that holds. Raises AssertionError where none comes in time."""
@@ -104,9 +104,9 @@ class ProtocolWorker:
         self.halts: list[Halt] = []
 
     @contextlib.contextmanager
-    def halt(self, kind: WorkKind, moment: str, uid: str | None = None, attempt: int | None = None) -> Iterator[Halt]:
-        """Pods wait there, from now until the block's end at the latest."""
-        halt = Halt(kind, moment, uid, attempt)
+    def halt(self, kind: WorkKind, moment: str, job: str | None = None, attempt: int | None = None) -> Iterator[Halt]:
+        """Pods wait there, from now until the block's end at the latest. Names of jobs are used once."""
+        halt = Halt(kind, moment, job, attempt)
         self.halts.append(halt)
         try:
             yield halt
