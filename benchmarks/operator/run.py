@@ -377,7 +377,7 @@ async def run(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     return {
         "operator_over_bare_client_rate": mark(largest.rate / bare.rate, RATE_MARK, at_least=True),
         "apply_to_pod_p99_seconds_at_5_a_second": mark(percentile(steady.latencies, 0.99), LATENCY_MARK),
-        "memory_mib_at_1000_jobs": mark(largest.memory_mib, MEMORY_MARK),
+        f"memory_mib_at_{largest.jobs}_jobs": mark(largest.memory_mib, MEMORY_MARK),
         "cpu_a_job_largest_over_next": mark(largest.cost / next_largest.cost, LINEAR_MARK),
     }
 
