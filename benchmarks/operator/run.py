@@ -9,9 +9,11 @@ good answer. Prints a table and, as its last line, the marks as JSON. What is co
 
 import argparse
 import asyncio
+import atexit
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -474,6 +476,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     folder = make_folder("bench")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     crds = sorted((REPOSITORY / "charts" / "llamero" / "crds").glob("*.yaml"))
     with (
         # A busy machine may starve the node's heartbeat: it is not to be taken for dead.
