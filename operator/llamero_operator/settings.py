@@ -310,7 +310,7 @@ class LeaseSettings(SpecModel):
     renew_seconds: float = Field(
         10, gt=0, le=300, description="A leader that could not renew for so long ends its process."
     )
-    retry_seconds: float = Field(2, gt=0, le=300, description="Time between two tries to take or renew it.")
+    retry_seconds: float = Field(2, ge=1, le=300, description="Time between two tries to take or renew it.")
 
 
 class LogSettings(SpecModel):
@@ -508,8 +508,12 @@ def _check(settings: OperatorSettings) -> Iterator[str]:
     for name in ("data", "training", "evaluation", "helper"):
         yield from _check_pod(f"pods.{name}", getattr(settings.pods, name))
     lease = settings.lease
-    if not lease.retry_seconds < lease.renew_seconds < lease.duration_seconds:
-        yield "lease: retrySeconds must be below renewSeconds, and that below durationSeconds, so that a leader stops before another starts"
+    # The election waits up to a fifth longer than it was told, so that candidates do not ask at the same moment.
+    if not 1.2 * lease.retry_seconds < lease.renew_seconds < lease.duration_seconds:
+        yield (
+            "lease: retrySeconds and a fifth more must be below renewSeconds, and that below durationSeconds, so that a leader stops "
+            "before another starts"
+        )
     if settings.client.burst < settings.client.qps:
         yield f"client.burst: must be at least client.qps ({settings.client.qps:g}), not {settings.client.burst}"
     if settings.metrics_port == settings.health_port != 0:

@@ -86,7 +86,8 @@ def test_the_password_is_not_shown_with_the_settings() -> None:
         ),
         (
             {"lease": {"renewSeconds": 20}},
-            "lease: retrySeconds must be below renewSeconds, and that below durationSeconds, so that a leader stops before another starts",
+            "lease: retrySeconds and a fifth more must be below renewSeconds, and that below durationSeconds, so that a leader stops "
+            "before another starts",
         ),
         ({"client": {"qps": 200}}, "client.burst: must be at least client.qps (200), not 100"),
         (
