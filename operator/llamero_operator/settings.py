@@ -254,8 +254,8 @@ class HubSettings(SpecModel):
 class ClientSettings(SpecModel):
     """How fast the operator may talk to the API server."""
 
-    qps: float = Field(50, gt=0, le=10_000, description="Requests a second, in the long run.")
-    burst: int = Field(100, ge=1, le=100_000, description="Requests at once, after a quiet time.")
+    qps: float = Field(100, gt=0, le=10_000, description="Requests a second, in the long run.")
+    burst: int = Field(200, ge=1, le=100_000, description="Requests at once, after a quiet time.")
     max_concurrent: int = Field(16, ge=1, le=1_000, description="Requests under way at the same time.")
 
 

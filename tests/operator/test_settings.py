@@ -89,7 +89,7 @@ def test_the_password_is_not_shown_with_the_settings() -> None:
             "lease: retrySeconds and a fifth more must be below renewSeconds, and that below durationSeconds, so that a leader stops "
             "before another starts",
         ),
-        ({"client": {"qps": 200}}, "client.burst: must be at least client.qps (200), not 100"),
+        ({"client": {"qps": 400}}, "client.burst: must be at least client.qps (400), not 200"),
         (
             {"metricsPort": 8080},
             "metricsPort: it must differ from healthPort, and both are 8080: choose another",
