@@ -4,6 +4,7 @@ What needs real data, training and evaluation stands in test_cluster_stories.py;
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,22 @@ from stack.stack import Stack, played_job
 
 from llamero.spec.status import ConditionType, JobStatus, WorkKind
 
-PHASES = ("Preparing", "Training", "Evaluating")
+MOMENTS = {
+    "Preparing": (WorkKind.PREPARE, "taken"),
+    "Training": (WorkKind.TRAIN, "step 5"),
+    "Evaluating": (WorkKind.EVALUATE, "taken"),
+}
+"""Where a pod is held, so that its job is in the phase for as long as a story needs."""
+
+
+@contextmanager
+def held(stack: Stack, name: str, phase: str) -> Iterator[None]:
+    """The job stays in a phase, once it comes there, until the block's end."""
+    assert stack.worker is not None
+    kind, moment = MOMENTS[phase]
+    with stack.worker.halt(kind, moment, name) as halt:
+        yield
+        halt.release()
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +73,12 @@ def test_a_job_has_a_false_ready_condition_from_its_first_status_on(stack: Stack
 
 
 def test_a_suspended_job_has_no_pods_and_goes_on_where_it_was(stack: Stack) -> None:
-    uid = stack.submit(played_job("paused"))
-    stack.wait("paused", lambda s: s.progress is not None and (s.progress.step or 0) >= 5, "step 5")
-    stack.patch("paused", {"suspend": True})
-    stack.wait_phase("paused", "Suspended")
-    until(lambda: not stack.pods(uid) and not stack.children(uid), "pods and Jobs to go")
+    with held(stack, "paused", "Training"):
+        uid = stack.submit(played_job("paused"))
+        stack.wait("paused", lambda s: s.progress is not None and (s.progress.step or 0) >= 5, "step 5")
+        stack.patch("paused", {"suspend": True})
+        stack.wait_phase("paused", "Suspended")
+        until(lambda: not stack.pods(uid) and not stack.children(uid), "pods and Jobs to go")
     stack.patch("paused", {"suspend": False})
     status = stack.wait_phase("paused", "Succeeded")
     assert status.tries.counted == 0
@@ -72,9 +89,11 @@ def test_a_suspended_job_has_no_pods_and_goes_on_where_it_was(stack: Stack) -> N
 
 
 def test_an_edit_of_the_inputs_mid_run_supersedes_the_run(stack: Stack) -> None:
-    uid = stack.submit(played_job("edited"))
-    stack.wait_phase("edited", "Training")
-    stack.patch("edited", {"training": {"learningRate": 0.001}})
+    with held(stack, "edited", "Training"):
+        uid = stack.submit(played_job("edited"))
+        stack.wait_phase("edited", "Training")
+        stack.patch("edited", {"training": {"learningRate": 0.001}})
+        stack.wait("edited", lambda s: s.run == 2, "run 2 to start")
     status = stack.wait("edited", lambda s: s.run == 2 and s.phase == "Succeeded", "run 2 to succeed")
     assert [(r.run, r.phase) for r in status.history] == [(1, "Superseded"), (2, "Succeeded")]
     assert status.run_cause == "SpecChanged"
@@ -83,9 +102,10 @@ def test_an_edit_of_the_inputs_mid_run_supersedes_the_run(stack: Stack) -> None:
 
 
 def test_an_edit_of_something_else_leaves_the_run_alone(stack: Stack) -> None:
-    stack.submit(played_job("same"))
-    stack.wait_phase("same", "Training")
-    stack.patch("same", {"backoffLimit": 7, "ttlSecondsAfterFinished": 100_000})
+    with held(stack, "same", "Training"):
+        stack.submit(played_job("same"))
+        stack.wait_phase("same", "Training")
+        stack.patch("same", {"backoffLimit": 7, "ttlSecondsAfterFinished": 100_000})
     status = stack.wait("same", lambda s: s.phase == "Succeeded", "success")
     assert [(r.run, r.phase) for r in status.history] == [(1, "Succeeded")]
     assert stack.wait("same", lambda s: s.observed_generation == 2, "generation 2")
@@ -108,18 +128,19 @@ def test_a_gate_that_refuses_fails_the_job_with_both_figures_and_an_eased_gate_l
     assert not [e for e in stack.worker.ledger[before:] if e.id.uid == uid]
 
 
-@pytest.mark.parametrize("phase", ["Pending", *PHASES, "Succeeded", "Failed", "Suspended"])
+@pytest.mark.parametrize("phase", ["Pending", *MOMENTS, "Succeeded", "Failed", "Suspended"])
 def test_deletion_in_any_phase_leaves_nothing_but_published_adapters(stack: Stack, phase: str) -> None:
     name = f"gone-{phase.lower()}"
     spec: dict[str, Any] = {"suspend": phase == "Suspended"}
     if phase == "Failed":
         spec["evaluation"] = {"gate": {"minPerplexityImprovement": 0.9}}
-    uid = stack.submit(played_job(name, **spec))
-    if phase != "Pending":
-        stack.wait_phase(name, phase)
-    stack.delete(name)
-    stack.wait_gone(name)
-    until(lambda: not stack.remains(name, uid), "nothing to be left", 30)
+    with held(stack, name, phase) if phase in MOMENTS else nullcontext():
+        uid = stack.submit(played_job(name, **spec))
+        if phase != "Pending":
+            stack.wait_phase(name, phase)
+        stack.delete(name)
+        stack.wait_gone(name)
+    stack.wait_nothing_left(name, uid)
     published = stack.adapters().get(f"{name}-r1")
     assert (published is not None) == (phase == "Succeeded")
     if published is not None:

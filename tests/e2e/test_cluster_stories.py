@@ -221,7 +221,7 @@ def test_a_job_deleted_while_it_trains_leaves_nothing(stack: Stack, repository: 
     )
     stack.delete("doomed")
     stack.wait_gone("doomed", 120)
-    until(lambda: not stack.remains("doomed", uid), f"nothing to be left: {stack.remains('doomed', uid)}", 60)
+    stack.wait_nothing_left("doomed", uid)
 
 
 def test_a_gpu_job_trains_and_evaluates_in_one_pod(stack: Stack, repository: Path) -> None:

@@ -229,6 +229,13 @@ class Stack:
         left += [f"file {p}" for p in self.stored(f"jobs/{self.namespace}/{name}-*/**/*")]
         return left
 
+    def wait_nothing_left(self, name: str, uid: str, seconds: float = 60) -> None:
+        """Until nothing is left of a deleted job; says what is, where it stays."""
+        try:
+            until(lambda: not self.remains(name, uid), f"nothing to be left of {name}", seconds, 0.2)
+        except AssertionError as error:
+            raise AssertionError(f"left of {name}: {self.remains(name, uid)}\n{self.describe()}") from error
+
     def describe(self) -> str:
         """Jobs, pods, events and the operator's last words, for a failed story."""
         parts: list[str] = []

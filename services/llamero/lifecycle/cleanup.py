@@ -21,12 +21,22 @@ def clean_up(draft: Draft) -> None:
         _let_go(draft, "CleanupGivenUp", "The clean-up took too long; files of the job may be left in storage.", True)
     elif any(c.kind is not WorkKind.CLEAN for c in draft.world.children):
         draft.wake(draft.limits.poll_seconds)
-    elif draft.status.run == 0 and draft.status.base is None and WorkKind.CLEAN not in draft.status.attempts:
+    elif has_left_nothing(draft):
         _let_go(draft, "", "", False)
     elif not draft.world.has_storage or draft.limits.storage_problem:
         _let_go(draft, "CleanupSkipped", "No clean-up pod can run; files of the job may be left in storage.", True)
     else:
         _run_cleaner(draft)
+
+
+def has_left_nothing(draft: Draft) -> bool:
+    """Whether no pod of the job ever ran. A first attempt may have, though its status was never written: deletion came between.
+
+    Its Job was there in an earlier pass of this deletion then; a first pass that finds none has nothing to clean.
+    """
+    status = draft.status
+    is_first_pass = draft.world.status.deleting_since is None
+    return is_first_pass and status.run == 0 and status.base is None and WorkKind.CLEAN not in status.attempts
 
 
 def has_timed_out(draft: Draft) -> bool:

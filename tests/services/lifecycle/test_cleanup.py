@@ -120,3 +120,23 @@ def test_a_job_with_a_wrong_spec_is_cleaned_up_too() -> None:
     cluster.finish(cleaner(cluster))
     cluster.reconcile()
     assert cluster.gone
+
+
+def test_what_a_first_attempt_left_is_cleaned_though_the_deletion_came_before_its_status_was_written() -> None:
+    cluster = Cluster(build_job())
+    before = cluster.status
+    cluster.go_to(WorkKind.PREPARE)
+    cluster.status = before  # the status was refused: the deletion had changed the job meanwhile
+    delete(cluster)
+    assert not cluster.gone
+    cluster.finish(cleaner(cluster))
+    cluster.reconcile()
+    assert cluster.gone
+    assert cluster.reported[-1].reason == "CleanedUp"
+
+
+def test_a_job_of_which_nothing_was_ever_begun_is_let_go_at_once() -> None:
+    cluster = Cluster(build_job())
+    cluster.deleting = True
+    cluster.reconcile()
+    assert cluster.gone
