@@ -15,13 +15,14 @@ from cluster.node import NodeOptions
 from cluster.waiting import until
 from stack.stack import Object, Stack
 
+from llamero.spec.names import MANIFEST_NAME, parse_checkpoint_name
 from llamero.spec.results import AdapterManifest, TrainingResult
 from llamero.spec.status import ConditionType, WorkKind
 from llamero.storage import find_damage
 
 pytestmark = [pytest.mark.timeout(900)]
 
-STEPS = 40
+STEPS = 60
 PHASE_SECONDS = 300
 
 
@@ -150,25 +151,31 @@ def test_a_preempted_and_a_suspended_training_end_with_the_unbroken_loss_curve(
     data = stack.folder / "data" / "things.json"
     uid = stack.submit(build_manifest(repository, "broken", data))
 
-    def wait_step(step: int) -> str:
+    def wait_step(step: int, after: str | None = None) -> str:
+        """The pod that trains, once it has done this step; `after` is a pod that it must not be."""
         status = stack.wait(
             "broken",
             lambda s: (
                 s.work is not None
                 and s.work.kind == WorkKind.TRAIN
-                and s.work.pod_name
+                and s.work.pod_name not in (None, after)
                 and s.progress is not None
                 and (s.progress.step or 0) >= step
             ),
-            f"step {step}",
+            f"step {step} after {after}",
             PHASE_SECONDS,
         )
         assert status.work is not None
         assert status.work.pod_name is not None
         return status.work.pod_name
 
-    stack.node.preempt(wait_step(3), stack.namespace)
-    wait_step(8)
+    first = wait_step(3)
+    stack.node.preempt(first, stack.namespace)
+    # A pod trains on until its signal arrives: what the second one must pass is known once the first has gone.
+    until(lambda: first not in [p["metadata"]["name"] for p in stack.pods(uid)], "the preempted pod to go", 60)
+    kept = stack.storage.glob(f"jobs/{stack.namespace}/broken-*/r1/train/*/checkpoints/*/{MANIFEST_NAME}")
+    saved = [parse_checkpoint_name(manifest.parent.name) or 0 for manifest in kept]
+    wait_step(max(saved) + 1, after=first)
     stack.patch("broken", {"suspend": True})
     suspended = stack.wait_phase("broken", "Suspended")
     assert suspended.condition(ConditionType.SUSPENDED).status == "True"  # type: ignore[union-attr]
