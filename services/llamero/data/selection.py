@@ -127,6 +127,12 @@ def _is_held_out(prompts: NDArray[np.uint64], rule: SelectionRule) -> NDArray[np
     return mix(prompts, rule.seed, _SPLIT_SALT) <= np.uint64(threshold_of(rule.evaluation_fraction))
 
 
+def is_held_out(prompt: int, seed: int, evaluation_fraction: float) -> bool:
+    """Whether the record with this prompt hash (64 bits) belongs to the evaluation side."""
+    rule = SelectionRule(seed, evaluation_fraction, ())
+    return bool(_is_held_out(np.array([prompt], dtype=np.uint64), rule)[0])
+
+
 def slice_partition(index: NDArray, partition: int, partitions: int) -> NDArray:
     """The part of a sorted shard index whose hashes fall into one of `partitions` equal ranges."""
     low, high = (2**64 * partition) // partitions, (2**64 * (partition + 1)) // partitions

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from llamero.spec.base import SpecModel
+from llamero.spec.steps import ControlsSpec, DataStep, GenerateSpec
 
 API_VERSION: Final = "llamero.dev/v1alpha1"
 KIND = "FineTuneJob"
@@ -110,6 +111,10 @@ class DataSource(SpecModel):
         ge=1,
         description="Use at most so many records, chosen by content hash; the others are counted as `capped`.",
     )
+    generate: GenerateSpec | None = Field(
+        None,
+        description="Make the source's records with a language model; `uri` then names the seeds (Self-Instruct's seed tasks, or any records).",
+    )
     license: ShortText | None = Field(
         None, description="The data's licence, such as `CC-BY-SA-4.0`; travels to the report and the adapter."
     )
@@ -130,6 +135,29 @@ class DataSpec(SpecModel):
     )
     system: Annotated[str, Field(max_length=4096)] | None = Field(
         None, description="A system prompt for conversations that have none."
+    )
+    template_variants: bool = Field(
+        False,
+        description="With template `alpaca`: several wordings of the template at random (by content hash), as Self-Instruct trains, so that the "
+        "model does not hang on one.",
+    )
+    steps: Annotated[list[DataStep], Field(max_length=64)] = Field(
+        default_factory=lambda: [DataStep(use="instruction")],
+        description="What the records are put through, in this order; an empty list leaves only what every preparation does (parsing, equal "
+        "records, caps, the split).",
+    )
+    controls: ControlsSpec | None = Field(
+        None, description="Further trainings that show what the last choosing step is worth."
+    )
+    allowed_licenses: Annotated[list[ShortText], Field(max_length=64)] = Field(
+        default_factory=list,
+        description="Where given, sources under another licence, or none, are refused.",
+    )
+    refused_terms: Annotated[list[ShortText], Field(max_length=64)] = Field(
+        default_factory=list, description="Sources whose `terms` hold one of these texts are refused."
+    )
+    allow_http: bool = Field(
+        False, description="Fetch `http://` sources too, and from private addresses: for servers of one's own."
     )
     evaluation_fraction: float = Field(
         0.05, ge=0, le=0.5, description="Share of records held out, decided by content hash: stable when data grows."
