@@ -51,6 +51,21 @@ REASON_MEANINGS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
+class ControlRow:
+    """One of the trainings that data.controls sets side by side."""
+
+    name: str
+    meaning: str
+    examples: int
+    tokens: int
+    steps: int
+    last_loss: str
+    perplexity: str
+    change: str
+    bar: Markup
+
+
+@dataclass(frozen=True)
 class FunnelStep:
     """A row of the data funnel: how many records, and where its bar stands within those read."""
 
@@ -94,6 +109,7 @@ class Page:
     loss_curves: list[tuple[str, Markup]]
     small_curves: list[tuple[str, Markup]]
     training_facts: list[Fact]
+    controls: list[ControlRow]
     recipe: list[Fact]
     funnel: list[FunnelStep]
     histograms: list[tuple[str, Markup]]
@@ -117,6 +133,7 @@ def build_page(report: Report) -> Page:
         loss_curves=_draw_loss_curves(report),
         small_curves=_draw_small_curves(report.training.curve),
         training_facts=_training_facts(report),
+        controls=_build_controls(report),
         recipe=[Fact(name, value, code=True) for name, value in _flatten(report.recipe)],
         funnel=_build_funnel(report.data),
         histograms=_draw_histograms(report.data),
@@ -214,6 +231,32 @@ def _training_facts(report: Report) -> list[Fact]:
     if training.resumed_from:
         facts.append(Fact("Resumed at step", ", ".join(map(format_count, training.resumed_from))))
     return facts
+
+
+def _build_controls(report: Report) -> list[ControlRow]:
+    """The run's own training first, then its controls; the change is against the run's own."""
+    controls = report.training.controls
+    figures = [c.held_out_perplexity for c in controls]
+    top = max((f for f in figures if f is not None), default=0.0)
+    return [
+        ControlRow(
+            name={"chosen": "this run", "random": "random"}.get(
+                c.kind, f"threshold {format_plain(c.threshold or 0.0)}"
+            ),
+            meaning={
+                "chosen": "what the last choosing step kept",
+                "random": "as many records, drawn at random from what it chose from",
+            }.get(c.kind, "what it keeps at this threshold"),
+            examples=c.examples,
+            tokens=c.tokens,
+            steps=c.steps,
+            last_loss=format_figure(c.loss.last, 3),
+            perplexity=format_figure(c.held_out_perplexity),
+            change="" if c.kind == "chosen" else format_change(figures[0], c.held_out_perplexity),
+            bar=draw_share((c.held_out_perplexity or 0.0) / top if top else 0.0, kind="tuned"),
+        )
+        for c in controls
+    ]
 
 
 def _flatten(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

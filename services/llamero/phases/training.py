@@ -3,12 +3,13 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llamero.phases.base import Base
 from llamero.phases.data import token_folders
 from llamero.spec.digest import digest_json, training_recipe
 from llamero.spec.job import FineTuneJobSpec
-from llamero.spec.names import MANIFEST_NAME
+from llamero.spec.names import ARM_THRESHOLD, ARMS_FOLDER, MANIFEST_NAME
 from llamero.spec.results import AdapterManifest, TrainingResult
 from llamero.spec.status import TrainingStatus
 from llamero.storage import find_damage, write_atomically
@@ -70,6 +71,8 @@ def write_config(
         "template": spec.data.template,
         "trainTokens": token_folders(folders.data, "train"),
         "evaluationTokens": token_folders(folders.data, "evaluation"),
+        "controls": list_controls(folders.data),
+        "measureHeldOut": spec.data.controls is not None,
         "checkpoints": str(folders.checkpoints),
         "adapter": str(folders.adapter),
         "merged": str(folders.merged) if spec.training.merge else None,
@@ -83,6 +86,20 @@ def write_config(
     }
     write_atomically(folders.config, json.dumps(config, indent=2))
     return folders.config
+
+
+def list_controls(data: Path) -> list[dict[str, Any]]:
+    """The trainings that `data.controls` asked for, as the data phase laid them out: token folders by the arm's name."""
+    folder = data / "tokens" / ARMS_FOLDER
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [
+        {
+            "name": name,
+            "threshold": float(name.removeprefix(ARM_THRESHOLD)) if name.startswith(ARM_THRESHOLD) else None,
+            "trainTokens": token_folders(data, f"{ARMS_FOLDER}/{name}"),
+        }
+        for name in names
+    ]
 
 
 def read_micro_batch(config: Path) -> int:
@@ -99,6 +116,8 @@ def read_training(folders: TrainingFolders) -> Trained | None:
         result = TrainingResult.model_validate_json(folders.result.read_bytes())
         manifest = AdapterManifest.model_validate_json((folders.adapter / MANIFEST_NAME).read_bytes())
     except (OSError, ValueError):
+        return None
+    if result.controls_pending:
         return None
     return Trained(result, manifest) if find_damage(folders.adapter, manifest.files) is None else None
 

@@ -86,6 +86,17 @@ MANIFEST_NAME = "manifest.json"
 """A folder's manifest (names, sizes, sha256), written last: what has none does not exist."""
 
 
+ARMS_FOLDER = "arms"
+"""Below a run's data and its tokens: the training sets of `data.controls`, a folder each."""
+
+ARM_RANDOM, ARM_THRESHOLD = "random", "at-"
+
+
+def arm_name(threshold: float | None) -> str:
+    """The folder of a control's training set: `random`, or `at-4.5`."""
+    return ARM_RANDOM if threshold is None else f"{ARM_THRESHOLD}{threshold:g}"
+
+
 def run_name(run: int) -> str:
     """`r3` for run 3."""
     return f"r{run}"

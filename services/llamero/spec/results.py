@@ -1,6 +1,7 @@
 """What each phase hands on as JSON: data/manifest.json, checkpoints/result.json, adapter/manifest.json,
 evaluation/result.json, and report.json, which gathers them. Field names are camelCase in the files."""
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -141,6 +142,28 @@ class MergeResult(ResultModel):
     change: float | None = None
 
 
+class ControlResult(ResultModel):
+    """One of the trainings that `data.controls` sets side by side: the same recipe on other records of the same data.
+
+    `kind` is `chosen` (the run's own adapter), `random` or `threshold`; `held_out_loss` is in nats a trained token.
+    """
+
+    name: str
+    kind: str
+    threshold: float | None = None
+    examples: int
+    tokens: int
+    steps: int
+    loss: LossSummary
+    held_out_loss: float | None = None
+    seconds: float
+
+    @property
+    def held_out_perplexity(self) -> float | None:
+        """Token perplexity on the held-out split."""
+        return math.exp(min(self.held_out_loss, 700.0)) if self.held_out_loss is not None else None
+
+
 class TrainingResult(ResultModel):
     """checkpoints/result.json. `tokens` counts all tokens that went through the model, `seconds` training time over all attempts."""
 
@@ -164,6 +187,10 @@ class TrainingResult(ResultModel):
     optimizer: str
     notes: list[str] = Field(default_factory=list, description="What differs from the recipe, and why.")
     merge: MergeResult | None = None
+    controls: list[ControlResult] = Field(
+        default_factory=list, description="The run's own training and those of data.controls, side by side."
+    )
+    controls_pending: bool = Field(False, description="The adapter is done, the controls are not.")
 
 
 class AdapterManifest(ResultModel):

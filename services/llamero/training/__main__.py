@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
 def run(config_path: Path) -> int:
     """Read the configuration and train; every end has its code and its sentence."""
     from llamero.training.config import ConfigError, load_config
+    from llamero.training.controls import train_all
     from llamero.training.failures import classify_error, write_failure
     from llamero.training.interruption import Interruption
-    from llamero.training.recipe import train
     from llamero.training.reporter import Reporter
 
     try:
@@ -50,7 +50,7 @@ def run(config_path: Path) -> int:
     try:
         interruption = Interruption()
         interruption.install()
-        train(config, interruption, Reporter())
+        train_all(config, interruption, Reporter())
     except BaseException as error:
         code, message = classify_error(error)
         if code == PhaseExit.BUG:

@@ -13,6 +13,14 @@ class ConfigError(Exception):
     """A configuration file that can't be used; the message says where and what to do."""
 
 
+class ControlConfig(SpecModel):
+    """One further training on other records of the same data (`data.controls`)."""
+
+    name: str = Field(description="`random`, or `at-<threshold>`.")
+    threshold: float | None = Field(None, description="The choosing step's threshold; none for `random`.")
+    train_tokens: list[Path] = Field(description="Its token folders.")
+
+
 class TrainingConfig(SpecModel):
     """`python -m llamero.training CONFIG.json` reads this (camelCase in the file; paths absolute)."""
 
@@ -39,6 +47,12 @@ class TrainingConfig(SpecModel):
     )
     micro_batch_tokens: int | None = Field(
         None, ge=1, description="Tokens of one forward pass; by default chosen by device, model and sequence length."
+    )
+    controls: list[ControlConfig] = Field(
+        default_factory=list, description="Further trainings to set beside this one, after it."
+    )
+    measure_held_out: bool = Field(
+        False, description="Measure the adapter on the held-out split and tell it in result.json's `controls`."
     )
     init_adapter: Path | None = Field(None, description="Adapter folder to go on from (`spec.initFrom`, resolved).")
 

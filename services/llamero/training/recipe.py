@@ -19,7 +19,7 @@ from llamero.model.adapters import attach_adapter
 from llamero.model.attention import run_self_test
 from llamero.model.loading import load_base, load_tokenizer
 from llamero.model.tokens import TokenSet
-from llamero.spec.results import TrainingResult
+from llamero.spec.results import ControlResult, TrainingResult
 from llamero.storage import sha256_file, write_atomically
 from llamero.training.checkpoints import find_resumable, read_checkpoint
 from llamero.training.config import TrainingConfig
@@ -51,6 +51,8 @@ from llamero.training.steps import StepPlan
 from llamero.training.trainer import BinTrainer, Keeping, StepDataset, load_weights
 
 RESULT_FILE = "result.json"
+MAX_HELD_OUT_EXAMPLES = 2000
+"""Held-out examples that controls are measured on, the first ones: the same for all of them."""
 EVA_STEPS = 16
 """Optimiser steps whose examples the EVA initialisation looks at."""
 
@@ -119,6 +121,12 @@ def train(config: TrainingConfig, interruption: Interruption, reporter: Reporter
     if spec.merge and config.merged is not None:
         reporter.say("merging")
         result = merge(config, result, model, trainer, tokenizer, device, bin_tokens, autocast_dtype)
+    if config.measure_held_out:
+        reporter.say("measuring on held-out records")
+        result = result.model_copy(
+            update={"controls": [compare(config, result, model, device, bin_tokens, autocast_dtype)]}
+        )
+    result = result.model_copy(update={"controls_pending": bool(config.controls)})
     write_atomically(config.checkpoints / RESULT_FILE, json.dumps(result.to_json_dict(), indent=2) + "\n")
     reporter.say("done", f"{result.steps:,} steps in {result.seconds:,.0f} s")
     return result
@@ -293,6 +301,33 @@ def build_result(
         attention=str(model.get_base_model().config._attn_implementation),
         optimizer=optimizer_name,
         notes=notes,
+    )
+
+
+def compare(
+    config: TrainingConfig,
+    result: TrainingResult,
+    model: PeftModel,
+    device: str,
+    bin_tokens: int,
+    autocast_dtype: torch.dtype | None,
+) -> ControlResult:
+    """This training as one of those that are set side by side, with its loss on the held-out records."""
+    held_out = TokenSet.open(config.evaluation_tokens)
+    loss = (
+        measure_loss(model, held_out, device, bin_tokens, autocast_dtype, MAX_HELD_OUT_EXAMPLES)
+        if len(held_out) and held_out.target_tokens
+        else None
+    )
+    return ControlResult(
+        name="chosen",
+        kind="chosen",
+        examples=result.examples,
+        tokens=result.tokens,
+        steps=result.steps,
+        loss=result.loss,
+        held_out_loss=loss,
+        seconds=round(result.seconds, 3),
     )
 
 

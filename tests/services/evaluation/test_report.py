@@ -14,6 +14,7 @@ from llamero.evaluation.report import judge_evaluation, render_html, render_json
 from llamero.spec.job import GateSpec
 from llamero.spec.results import (
     Answer,
+    ControlResult,
     GateResult,
     LengthChoice,
     PerplexityPair,
@@ -249,3 +250,26 @@ def test_the_recommended_length_stands_out(make_report: MakeReport, parts: Parts
     data = parts["data"]().model_copy(update={"length_choices": [LengthChoice(sequence_length=256, cut_fraction=0.01)]})
     tree = parse(render_html(make_report(data=data)))
     assert [c.text for c in tree.iter("th", "td") if "recommended" in (c.get("class") or "")] == ["256", "1.0%"]
+
+
+def test_controls_stand_beside_the_run_with_their_change(make_report: MakeReport, parts: Parts) -> None:
+    training = parts["training"]()
+    rows = [("chosen", None, 2.0), ("random", None, 2.2), ("at-4", 4.0, 1.9), ("at-5", 5.0, None)]
+    controls = [
+        ControlResult(
+            name=name,
+            kind="threshold" if threshold else name,
+            threshold=threshold,
+            examples=100,
+            tokens=9000,
+            steps=25,
+            loss=training.loss,
+            held_out_loss=loss,
+            seconds=3.0,
+        )
+        for name, threshold, loss in rows
+    ]
+    html = render_html(make_report(training=training.model_copy(update={"controls": controls})))
+    table = html[html.index('class="controls"') :].split("</table>")[0]
+    assert [cell in table for cell in ("this run", "random", "threshold 4", "7.389", "+22.1%")] == [True] * 5
+    assert "What the choice of data is worth" not in render_html(make_report())
