@@ -3,7 +3,7 @@ evaluation/result.json, and report.json, which gathers them. Field names are cam
 
 import math
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -81,17 +81,81 @@ class SplitCounts(ResultModel):
     target_tokens: int
 
 
+class StepRef(ResultModel):
+    """A step of `data.steps` by its number (from 1, profiles put in) and kind."""
+
+    number: int
+    kind: str
+
+
 class RejectedSample(ResultModel):
+    """A line of rejected.jsonl. `reason` is one of `RejectionReason`, or the kind of the step that dropped the record.
+
+    For a step: `rule` is the field of its options that decided, `value` what was found and `threshold` what was wanted. `repeats` is the
+    record that this one is the same as: {source, file, line, id}.
+    """
+
     reason: str
     source: str
     file: str
     line: int
     detail: str = ""
     text: str = ""
+    id: str | None = None
+    step: StepRef | None = None
+    rule: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    repeats: dict[str, Any] | None = None
+
+
+class FunnelStep(ResultModel):
+    """What one step did: `before` records came to it, `dropped` did not leave it (`reasons`: how many by rule), `changed` left it changed.
+
+    Built-in steps have no number: `read`, `parse` (rows that are no records), `equal`, `caps`, `cut` (records too long). Along the list
+    before - dropped is the next one's before; the last one's is `DataResult.kept`.
+    """
+
+    number: int | None = None
+    kind: str
+    profile: str | None = None
+    place: str = ""
+    before: int
+    dropped: int = 0
+    reasons: dict[str, int] = Field(default_factory=dict)
+    changed: int = 0
+
+
+class ScoreHistogram(ResultModel):
+    """How many records have which score, `edges` one more than `counts`, the last bin closed. `threshold` steps' bounds where they use it."""
+
+    name: str
+    edges: list[float]
+    counts: list[int]
+    min: float | None = None
+    max: float | None = None
+
+
+class DataArm(ResultModel):
+    """A further training set of `data.controls`, beside the chosen one; the held-out split is the same for all.
+
+    Its examples lie in data/arms/<name>/part-NNNNN.jsonl and its tokens in data/tokens/arms/<name>/part-NNNNN/, as the chosen ones do in
+    data/train and data/tokens/train. `name` is `random` (`kind` random: as many records as were chosen, of those that there were before the
+    choice) or `at-<threshold>` (`kind` is the choosing step's, `threshold` what it was done with instead of its own).
+    """
+
+    name: str
+    kind: str
+    threshold: float | None = None
+    counts: SplitCounts
 
 
 class DataResult(ResultModel):
-    """data/manifest.json, written last. read = kept + sum(rejected); kept = train.records + evaluation.records."""
+    """data/manifest.json, written last. read = kept + sum(rejected); kept = train.records + evaluation.records.
+
+    Lengths, statistics and histograms are in `unit`: tokens, or words where the preparation had no tokenizer (then nothing was cut, there
+    are no token files, and no sequence length is recommended). `arms`: see `DataArm` for where their files are.
+    """
 
     schema_version: int = SCHEMA_VERSION
     digest: str = Field(
@@ -113,6 +177,10 @@ class DataResult(ResultModel):
     seconds: float
     shards: int
     reused_shards: int = 0
+    unit: Literal["tokens", "words"] = "tokens"
+    funnel: list[FunnelStep] = Field(default_factory=list)
+    scores: list[ScoreHistogram] = Field(default_factory=list)
+    arms: list[DataArm] = Field(default_factory=list)
 
 
 class LossPoint(ResultModel):
