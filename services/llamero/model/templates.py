@@ -11,7 +11,7 @@ import contextlib
 import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import jinja2
@@ -24,6 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llamero.model.errors import TemplateError as TemplateError
 from llamero.model.spans import Rendered, Spans, Tokens, encode_texts, mark, tokenise
+from llamero.model.wordings import ALPACA_WORDINGS
 from llamero.spec.records import Message
 
 # Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py): no line end after "### Response:". A system message takes the
@@ -113,8 +114,12 @@ def template_source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     source = TEMPLATES[name]
     if name == "chatml" and "<|im_end|>" not in tokenizer.get_added_vocab():
         source = source.replace("<|im_end|>", tokenizer.eos_token)
+    return _bos_source(tokenizer) + source
+
+
+def _bos_source(tokenizer: PreTrainedTokenizerBase) -> str:
     adds_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return ("{{- bos_token -}}" if adds_bos else "") + source
+    return "{{- bos_token -}}" if adds_bos else ""
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Turns, input: str | None = None) -> Encoded:
@@ -128,20 +133,35 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Turns, inp
 
 
 @overload
-def encode_conversations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[Encoded]: ...
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, variants: Sequence[int] | None = None
+) -> list[Encoded]: ...
 @overload
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, errors: Literal["return"]
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    *,
+    errors: Literal["return"],
+    variants: Sequence[int] | None = None,
 ) -> list[Encoded | TemplateError]: ...
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, errors: Literal["raise", "return"] = "raise"
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    *,
+    errors: Literal["raise", "return"] = "raise",
+    variants: Sequence[int] | None = None,
 ) -> list[Encoded] | list[Encoded | TemplateError]:
     """`encode_conversation` for many rows (messages, input) at once; an order of magnitude faster than one by one.
 
-    With `errors="return"` a row that can't be encoded yields its TemplateError instead of raising it.
+    With `errors="return"` a row that can't be encoded yields its TemplateError instead of raising it. `variants` gives each row's wording
+    (`wordings.choose_variant`; data.templateVariants): 0 is the installed template, which must be alpaca.
     """
     plan = _plan(tokenizer)
-    rendered = [_render_row(plan, messages, input) for messages, input in rows]
+    plans = _variant_plans(tokenizer, plan) if variants is not None else (plan,)
+    chosen = variants if variants is not None else [0] * len(rows)
+    rendered = [
+        _render_row(plans[variant], messages, input) for (messages, input), variant in zip(rows, chosen, strict=True)
+    ]
     encoded = _encode_rendered(tokenizer, plan, rendered)
     if errors == "return":
         return encoded
@@ -230,6 +250,16 @@ def _plan(tokenizer: PreTrainedTokenizerBase) -> _Plan:
     plan = _Plan(**{**plan.__dict__, "stop_ids": tuple(stop_ids)})
     _plans[tokenizer] = plan
     return plan
+
+
+def _variant_plans(tokenizer: PreTrainedTokenizerBase, plan: _Plan) -> tuple[_Plan, ...]:
+    """The plan of the installed template, then one for each further wording: they end answers alike and hold no control tokens."""
+    if plan.template != template_source(tokenizer, "alpaca"):
+        raise TemplateError(
+            "Only the template alpaca has other wordings: set data.template to alpaca, or data.templateVariants to false."
+        )
+    bos = _bos_source(tokenizer)
+    return (plan, *(replace(plan, template=bos + wording.to_template()) for wording in ALPACA_WORDINGS))
 
 
 def _build_plan(tokenizer: PreTrainedTokenizerBase, template: str) -> _Plan:
