@@ -91,13 +91,13 @@ def test_a_training_that_hangs_is_ended_with_its_stacks_in_the_log(prepared_job:
     job, fields = prepared_job(**LONG)
     pod = job.run(
         WorkKind.TRAIN,
-        environment={"LLAMERO_PROGRESS_DEADLINE_SECONDS": "8", "LLAMERO_GRACE_SECONDS": "4"},
+        environment={"LLAMERO_PROGRESS_DEADLINE_SECONDS": "20", "LLAMERO_GRACE_SECONDS": "4"},
         **fields,
     )
     job.wait_for_step(pod.id, 2)
     os.kill(pod.find_child("llamero.training").pid, signal.SIGSTOP)
     outcome = pod.outcome(PhaseExit.HUNG)
-    assert "No progress for 8 s" in outcome.message
+    assert "No progress for 20 s" in outcome.message
 
 
 def test_a_training_goes_on_undisturbed_while_redis_is_dead(prepared_job: MakeJob) -> None:
