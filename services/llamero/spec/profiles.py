@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llamero.spec.steps import DataStep, ThresholdStep
+from llamero.spec.steps import ALPACA_BLOCKED_WORDS, SELF_INSTRUCT_BLOCKED_WORDS, DataStep, ThresholdStep
 
 DEFAULT_PROFILE: Final = "instruction"
 
@@ -23,7 +23,13 @@ PROFILES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"nearDuplicates": {}},
         {"decontaminate": {}},
     ),
-    "vicuna": ({"conversations": {}}, {"language": {}}, {"decontaminate": {}}),
+    "vicuna": (
+        {"conversations": {}},
+        {"language": {}},
+        {"duplicates": {"by": "id"}},
+        {"duplicates": {"by": "first-turns"}},
+        {"decontaminate": {}},
+    ),
     "lima": ({"answerStyle": {}}, {"nearDuplicates": {"field": "prompt"}}, {"sample": {}}),
     "ltd": ({"nearDuplicates": {}}, {"kCenter": {}}),
     "deita": (
@@ -35,6 +41,10 @@ PROFILES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     "instruction-mining": (),
     "self-instruct": (
         {"instructions": {}},
+        {"nearDuplicates": {"field": "prompt", "verify": "rouge-l", "threshold": 0.7}},
+    ),
+    "alpaca": (
+        {"instructions": {"blockedWords": [*SELF_INSTRUCT_BLOCKED_WORDS, *ALPACA_BLOCKED_WORDS]}},
         {"nearDuplicates": {"field": "prompt", "verify": "rouge-l", "threshold": 0.7}},
     ),
     "none": (),

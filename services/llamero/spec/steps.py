@@ -39,6 +39,15 @@ SCORES: Final = (
 """Names of scores: written by steps into a record's `scores`, or computed from the record when asked for (words, characters)."""
 
 
+SELF_INSTRUCT_BLOCKED_WORDS: Final = (
+    "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot", "go to",
+)  # fmt: skip
+"""What a language model can't serve, as a word of an instruction (Self-Instruct's code)."""
+
+ALPACA_BLOCKED_WORDS: Final = ("video", "audio", "music", "flowchart", "diagram")
+"""What Alpaca's code adds to them."""
+
+
 class ModelSecretRef(SpecModel):
     """A secret of the job's namespace; on a laptop the environment variable named by `key` is read."""
 
@@ -109,8 +118,11 @@ class ExtractStep(SpecModel):
     xpath: Text | None = Field(None, description="XPath of the main content, instead of `css`.")
     drop: Annotated[list[Text], Field(max_length=64)] = Field(
         default_factory=list,
-        description="CSS selectors of what is removed first (navigation, adverts, headers, footers and forms always "
-        "are).",
+        description="CSS selectors of what is removed first (navigation, adverts, headers, footers, forms and cookie "
+        "notices always are).",
+    )
+    min_characters: int = Field(
+        1, ge=1, description="Pages with less main content are dropped, as are those where `css` or `xpath` finds none."
     )
 
 
@@ -134,16 +146,18 @@ class ContentStep(SpecModel):
         None,
         ge=0,
         le=1000,
-        description="Least MTLD (measure of textual lexical diversity, threshold 0.72) of an answer of 50 words or "
-        "more.",
+        description="Least MTLD (measure of textual lexical diversity, threshold 0.72) of an answer.",
     )
     min_reading_ease: float | None = Field(
-        None, ge=-200, le=121, description="Least Flesch reading ease of an answer of 50 words or more (English)."
+        None, ge=-200, le=121, description="Least Flesch reading ease of an answer (English)."
     )
     max_misspelled_fraction: Share | None = Field(
         None,
         description="Share of an answer's lower-case words that a word list that ships with the package does not know "
-        "(English; code exempt).",
+        "(English).",
+    )
+    short_text_words: int = Field(
+        50, ge=1, description="Richness, readability and spelling of answers with fewer words are not judged."
     )
 
 
@@ -168,17 +182,29 @@ class LanguageStep(SpecModel):
     )
     min_confidence: Share = Field(
         0.65,
-        description="A text whose language is less sure is kept where it is short, and rejected where it has "
+        description="Least probability of the listed languages together; a text below it is rejected where it has "
         "`minWords` or more.",
     )
-    min_words: int = Field(8, ge=1, description="Fewer words than this are not judged.")
+    min_words: int = Field(
+        8,
+        ge=1,
+        description="Texts with fewer words are not judged (a record whose prompt and answer both have fewer is judged "
+        "as a whole).",
+    )
+    mixed: Literal["drop", "keep"] = Field(
+        "drop",
+        description="Records of which prompt or answer is in a listed language and the other is not, such as "
+        "translations.",
+    )
 
 
 class ConversationsStep(SpecModel):
-    """Vicuna's rules for shared conversations."""
+    """Vicuna's rules for shared conversations. That one of several with the same id or first turns stays is `duplicates`' rule."""
 
     min_turn_characters: int = Field(
-        16, ge=0, description="A conversation with a shorter turn is dropped (Vicuna, code)."
+        16,
+        ge=0,
+        description="A conversation with a shorter turn is dropped (Vicuna, code); one with an empty turn always is.",
     )
     drop_refusals: bool = Field(
         True,
@@ -187,10 +213,6 @@ class ConversationsStep(SpecModel):
     )
     refusal_phrases: Annotated[list[Text], Field(max_length=256)] = Field(
         default_factory=list, description="Further phrases that mark such an answer."
-    )
-    same_by: Literal["id", "first-turns", "both", "none"] = Field(
-        "both",
-        description="Conversations that share their id, or their first two turns, are the same; the longest stays.",
     )
 
 
@@ -230,22 +252,8 @@ class InstructionsStep(SpecModel):
     min_words: int = Field(4, ge=1, description="Instructions with fewer words are dropped (3 or fewer, code).")
     max_words: int = Field(150, ge=1, description="Instructions with more words are dropped (code).")
     blocked_words: Annotated[list[Text], Field(max_length=256)] = Field(
-        default_factory=lambda: [
-            "image",
-            "images",
-            "graph",
-            "graphs",
-            "picture",
-            "pictures",
-            "file",
-            "files",
-            "map",
-            "maps",
-            "draw",
-            "plot",
-            "go to",
-        ],
-        description="What a language model can't serve (code; Alpaca adds video, audio, music, flowchart, diagram).",
+        default_factory=lambda: list(SELF_INSTRUCT_BLOCKED_WORDS),
+        description="What a language model can't serve (code); the profile `alpaca` adds video, audio, music, flowchart, diagram.",
     )
     allow_programs: bool = Field(False, description="Keep instructions that start with `Write a program`.")
     require_ascii_start: bool = Field(
@@ -253,8 +261,8 @@ class InstructionsStep(SpecModel):
     )
     check_instances: bool = Field(
         True,
-        description="Drop records whose answer is empty, equals the input, or ends with a colon, and all of an "
-        "instruction's records that give the same input different answers.",
+        description="Drop records whose answer is empty or equals the input, and those whose answer or input ends with a "
+        "colon (code).",
     )
 
 
@@ -539,7 +547,8 @@ class RandomStep(SpecModel):
     records: int | None = Field(None, ge=1, description="Records to keep, instead of `fraction`.")
 
 
-_NO_KINDS: Final = ("sources", "models")
+NO_KINDS: Final = ("sources", "models")
+"""Fields of a step that are not a kind."""
 
 
 class DataStep(SpecModel):
@@ -585,7 +594,7 @@ class DataStep(SpecModel):
         return [
             info.alias or name
             for name, info in type(self).model_fields.items()
-            if name not in _NO_KINDS and getattr(self, name) is not None
+            if name not in NO_KINDS and getattr(self, name) is not None
         ]
 
     @property

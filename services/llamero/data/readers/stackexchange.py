@@ -21,6 +21,7 @@ QUESTIONS_PER_RANGE = 4096
 _BUFFER_BYTES = 8 << 20
 _PIECE_BYTES = 1 << 20
 _QUESTION, _ANSWER = "1", "2"
+_SCORES = (("questionScore", "score"), ("sourceScore", "answerScore"))  # names of spec.steps.SCORES, by the row's
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +56,21 @@ def read_questions(stream: IO[bytes], name: str, scratch: Path) -> Iterator[Row]
 
 
 def parse_question(row: Any) -> Draft:
-    """Title → instruction, body → input, answer → output. Raises RowError (unanswered, with what was asked)."""
+    """Title → instruction, body → input, answer → output; votes → `meta["scores"]`.
+
+    Raises RowError (unanswered, with what was asked).
+    """
     row = need_object(row)
     if row.get("answerId") is not None and row.get("answer") is None:
         raise RowError(RejectionReason.MALFORMED, f"The best answer ({row['answerId']}) has no Body.")
+    meta = {k: row[k] for k in ("score", "answerId", "answerScore") if row.get(k) is not None}
+    scores = {name: float(row[key]) for name, key in _SCORES if row.get(key) is not None}
     draft = make_exchange(
         read_text(row, "title"),
         read_text(row, "body"),
         read_text(row, "answer", required=False),
         tags=read_tags(row.get("tags")),
-        meta={k: row[k] for k in ("score", "answerId", "answerScore") if row.get(k) is not None},
+        meta=meta | {"scores": scores} if scores else meta,
     )
     if row.get("answer") is None:
         raise RowError(RejectionReason.UNANSWERED, "Nobody answered the question.", draft)
