@@ -221,6 +221,7 @@ class Coordinator:
             "task": "read",
             "uri": file.uri,
             "secret": secret_variable(source),
+            "allowHttp": self.spec.data.allow_http,
             "folder": join_uri(self.shard_cache, f"raw-{key[:32]}"),
         }
 

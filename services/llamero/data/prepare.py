@@ -34,7 +34,7 @@ def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str) -> DataPlan:
             raise DataError(
                 f"data.sources[{index}] ({names[index]}) needs `columns` with `instruction` and `output`, or `messages`."
             )
-    files = tuple(find_files(spec.data.sources))
+    files = tuple(find_files(spec.data.sources, spec.data.allow_http))
     digest = digest_json(
         {
             "recipe": data_recipe(spec),

@@ -67,6 +67,8 @@ class BlockReader:
             except (EOFError, zlib.error, LZMAError) as error:
                 self.damage = str(error)
                 return
+            except StorageError:
+                raise
             except Exception as error:
                 # gzip and bz2 tell of damage by an OSError without a number, zstd by an error of its own.
                 is_damage = (isinstance(error, OSError) and error.errno is None and not _is_network_error(error)) or (
@@ -370,7 +372,7 @@ def _read_parquet(stream: IO[bytes], blocks: Iterable[bytes]) -> Iterator[Row]:
 
 def _is_plain_file(stream: IO[bytes]) -> bool:
     """Whether the stream is a file of this machine as it stands: one that is decompressed can be sought in only by reading it all."""
-    return isinstance(stream, (io.BufferedReader, io.BytesIO, LocalFileOpener))
+    return isinstance(stream, (io.BufferedReader, io.BytesIO, LocalFileOpener)) and stream.seekable()
 
 
 def _make_parquet_row(number: int, row: dict[str, Any]) -> Row:

@@ -78,7 +78,7 @@ def read_secret(variable: str | None) -> str | None:
     return os.environ.get(variable) or None if variable else None
 
 
-def find_files(sources: Sequence[DataSource]) -> list[SourceFile]:
+def find_files(sources: Sequence[DataSource], allow_http: bool = False) -> list[SourceFile]:
     """All files of all sources in the manifest's order, by name within one. Raises DataError for a source that is missing."""
     files: list[SourceFile] = []
     for index, (source, name) in enumerate(zip(sources, name_sources(sources), strict=True)):
@@ -88,7 +88,7 @@ def find_files(sources: Sequence[DataSource]) -> list[SourceFile]:
             if len(uris) > 1:
                 uris = [u for u in uris if u.rsplit("/", 1)[-1].lower() not in _NO_DATA] or uris
             files += [
-                SourceFile(index, uri, file_name, fingerprint_uri(uri, token))
+                SourceFile(index, uri, file_name, fingerprint_uri(uri, token, allow_http=allow_http))
                 for uri, file_name in zip(uris, _name_files(uris), strict=True)
             ]
         except StorageError as error:

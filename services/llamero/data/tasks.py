@@ -37,7 +37,7 @@ from llamero.model.tokens import TokenSet, TokenWriter
 from llamero.spec.job import DataFormat, DataSource
 from llamero.spec.names import shard_name
 from llamero.spec.records import MAX_REJECTED_TEXT, Conversation, RejectionReason
-from llamero.storage import StorageError, is_local, open_uri, read_file
+from llamero.storage import Refused, StorageError, is_local, open_uri, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ def read_source(task: Task, report: Report, files: SharedFiles) -> Shard:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return files.commit(task["folder"], lambda partial: _read_source(task, partial, report))
-        except SharedStorageError:
+        except (SharedStorageError, Refused):
             raise
         except StorageError:
             if is_local(task["uri"]) or attempt == _ATTEMPTS:
@@ -97,7 +97,7 @@ def _read_source(task: Task, folder: Path, report: Report) -> dict[str, Any]:
     reader = READERS[DataFormat(task["format"])]
     scratch = folder / ".scratch"
     parts: list[int] = []
-    with open_uri(task["uri"], read_secret(task.get("secret"))) as stream:
+    with open_uri(task["uri"], read_secret(task.get("secret")), allow_http=task.get("allowHttp", False)) as stream:
         rows = reader.read_rows(stream, task["name"], scratch)
         while (count := _write_part(folder / raw_part_name(len(parts)), rows, task["shardRecords"])) > 0:
             parts.append(count)

@@ -90,7 +90,7 @@ def test_a_file_on_a_web_server_is_read(prepare, web):
     (folder / "a.jsonl").write_bytes(LINES)
     (folder / "b.json.gz").write_bytes(gzip.compress(json.dumps(ROWS[:10]).encode()))
     sources = [{"uri": f"{address}/{name}", "format": "alpaca"} for name in ("a.jsonl", "b.json.gz")]
-    prepared = prepare(sources)
+    prepared = prepare(sources, allowHttp=True)
     assert (prepared.result.read, prepared.result.kept) == (310, 300)
     assert prepared.result.sources[1].rejected == {"duplicate": 10}
 
@@ -98,7 +98,7 @@ def test_a_file_on_a_web_server_is_read(prepare, web):
 def test_a_missing_file_on_a_web_server_is_named(make_spec, web):
     address, _ = web
     with pytest.raises(DataError, match=r"data.sources\[0\] \(none\) can't be read: .*none.jsonl"):
-        plan_data(make_spec([{"uri": f"{address}/none.jsonl", "format": "alpaca"}]), "t")
+        plan_data(make_spec([{"uri": f"{address}/none.jsonl", "format": "alpaca"}], allowHttp=True), "t")
 
 
 def test_a_connection_that_breaks_off_is_an_error_and_not_a_short_file(prepare, web, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_connection_that_breaks_off_is_an_error_and_not_a_short_file(prepare, 
     monkeypatch.setattr("llamero.data.prepare._is_little", lambda files: True)
     address, _ = web
     with pytest.raises(DataError, match="can't be read to its end"):
-        prepare([{"uri": f"{address}/broken.jsonl", "format": "alpaca"}])
+        prepare([{"uri": f"{address}/broken.jsonl", "format": "alpaca"}], allowHttp=True)
 
 
 def test_a_private_file_is_read_with_the_token_of_its_secret(prepare, make_spec, web, monkeypatch, tmp_path):
@@ -114,9 +114,9 @@ def test_a_private_file_is_read_with_the_token_of_its_secret(prepare, make_spec,
     (folder / "private.jsonl").write_bytes(LINES)
     source = {"uri": f"{address}/private.jsonl", "format": "alpaca", "secretRef": {"name": "mine", "key": "MY_TOKEN"}}
     with pytest.raises(DataError, match="can't be read"):
-        plan_data(make_spec([source]), "t")
+        plan_data(make_spec([source], allowHttp=True), "t")
     monkeypatch.setenv("MY_TOKEN", "s3cret")
-    prepared = prepare([source])
+    prepared = prepare([source], allowHttp=True)
     assert prepared.result.kept == 300
     written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
     assert b"s3cret" not in written

@@ -1,10 +1,12 @@
-"""Files near and far: reading URIs through fsspec, and committing folders by a manifest that is written last.
+"""Files near and far: reading URIs, and committing folders by a manifest that is written last.
 
-Object stores have no rename, so what has no manifest does not exist; on a local disk files are renamed into place besides.
-What the files mean is left to those who call.
+Web servers are asked through `fetching`, which judges whom, object stores and hubs through fsspec. Object stores have no rename, so
+what has no manifest does not exist; on a local disk files are renamed into place besides. What the files mean is left to those who call.
 """
 
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,24 +16,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
 
 from llamero.spec.names import MANIFEST_NAME
 from llamero.spec.results import SCHEMA_VERSION, FileEntry
+from llamero.storage.errors import Refused as Refused
+from llamero.storage.errors import StorageError as StorageError
+from llamero.storage.errors import TornFolder as TornFolder
+from llamero.storage.fetching import DEFAULT_POLICY, FetchPolicy, WebFile, inspect_url, is_web, show_url
+from llamero.storage.unpacking import find_packing, unpack
 
 READ_BLOCK_BYTES = 1 << 20
 REMOTE_CONNECT_TIMEOUT_SECONDS = 10
 REMOTE_READ_TIMEOUT_SECONDS = 60
 
 
-class StorageError(Exception):
-    """A file or folder that can't be read or written; the message says which and what to do."""
-
-
-class TornFolder(StorageError):
-    """A folder that does not agree with its manifest, or has none: it counts as not there."""
+SCHEMES = frozenset({"file", "http", "https", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
+"""What a URI may begin with. fsspec knows more, and chains of them, by which a manifest could reach where it has no business."""
 
 
 def is_local(uri: str) -> bool:
@@ -46,16 +50,17 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def _filesystem_options(uri: str, token: str | None) -> dict[str, Any]:
-    scheme = uri.split("://", 1)[0] if "://" in uri else "file"
-    if scheme in ("http", "https"):
-        import aiohttp
+def choose_policy(allow_http: bool) -> FetchPolicy:
+    """Whom web files may be asked of: `allow_http` is the manifest's data.allowHttp."""
+    return FetchPolicy(allow_http=True) if allow_http else DEFAULT_POLICY
 
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=REMOTE_CONNECT_TIMEOUT_SECONDS, sock_read=REMOTE_READ_TIMEOUT_SECONDS
-        )
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return {"client_kwargs": {"timeout": timeout, "headers": headers}}
+
+def _filesystem_options(uri: str, token: str | None) -> dict[str, Any]:
+    scheme = uri.split("://", 1)[0].lower() if "://" in uri else "file"
+    if scheme not in SCHEMES or "::" in uri:
+        raise Refused(f"{uri} begins with {scheme}://, which is not read: use https, s3, gs, az, hf or a path.")
+    if scheme in ("http", "https"):
+        raise StorageError(f"{show_url(uri)} is a file of a web server, where a folder or a store is needed.")
     if scheme == "hf":
         return {"token": token} if token else {}
     if scheme == "s3":
@@ -73,37 +78,76 @@ def _filesystem_options(uri: str, token: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def open_uri(uri: str, token: str | None = None) -> Iterator[IO[bytes]]:
+def open_uri(uri: str, token: str | None = None, *, allow_http: bool = False) -> Iterator[IO[bytes]]:
     """A binary stream of the URI's content, decompressed by its suffix (.gz, .bz2, .xz, .zst).
 
-    Raises StorageError where it can't be opened; errors while reading are the file system's own (OSError, EOFError).
+    Raises StorageError where it can't be opened, Refused where it may not be read; errors while reading are the file system's own
+    (OSError, EOFError) or, from a web server, StorageError.
     """
+    stream = open_packed(uri, token, allow_http=allow_http)
+    packing = find_packing(_path_of(uri)) or _sent_packing(stream)
     try:
-        handle = fsspec.open(uri, "rb", compression="infer", **_filesystem_options(uri, token))
-        stream = handle.open()
-    except FileNotFoundError as error:
-        raise StorageError(f"{uri} does not exist.") from error
-    except IsADirectoryError as error:
-        raise StorageError(f"{uri} is a folder, where a file is needed.") from error
-    except (ImportError, ValueError) as error:
-        raise StorageError(f"{uri} can't be opened: {error}") from error
-    except Exception as error:  # each remote file system has a family of its own
-        raise StorageError(f"{uri} can't be opened: {type(error).__name__}: {error}") from error
+        if packing is not None:
+            stream = unpack(stream, packing, _show(uri))
+    except BaseException as error:
+        stream.close()
+        if isinstance(error, ImportError):
+            raise StorageError(f"{_show(uri)} can't be opened: {error}") from error
+        raise
     try:
         yield stream
     finally:
         stream.close()
 
 
+def open_packed(uri: str, token: str | None = None, *, allow_http: bool = False) -> IO[bytes]:
+    """A binary stream of the URI's bytes as they lie there. Raises StorageError."""
+    try:
+        if is_web(uri):
+            return io.BufferedReader(WebFile(uri, token, choose_policy(allow_http)), READ_BLOCK_BYTES)
+        if is_local(uri):
+            return local_path(uri).open("rb")
+        stream: IO[bytes] = fsspec.open(uri, "rb", **_filesystem_options(uri, token)).open()
+        return stream
+    except StorageError:
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"{uri} does not exist.") from error
+    except IsADirectoryError as error:
+        raise StorageError(f"{uri} is a folder, where a file is needed.") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"{uri} may not be read: give this user the right to ({error.strerror or error})."
+        ) from error
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{uri} can't be opened: {error}") from error
+    except Exception as error:  # each remote file system has a family of its own
+        raise StorageError(f"{uri} can't be opened: {type(error).__name__}: {error}") from error
+
+
+def _sent_packing(stream: IO[bytes]) -> str | None:
+    """Where a web server packed what is not packed itself, though it was asked not to."""
+    raw = getattr(stream, "raw", None)
+    return "gz" if isinstance(raw, WebFile) and raw.encoding in ("gzip", "x-gzip") else None
+
+
+def _path_of(uri: str) -> str:
+    return urlsplit(uri).path if is_web(uri) else uri
+
+
+def _show(uri: str) -> str:
+    return show_url(uri) if is_web(uri) else uri
+
+
 def list_files(uri: str, token: str | None = None) -> list[str]:
     """The files that a URI names, sorted: itself, a folder's files (below it at any depth, hidden ones left out), or a glob's matches.
 
-    Raises StorageError where there is none.
+    Links to folders are followed, each folder once. Raises StorageError where there is none, or one can't be looked into.
     """
+    if is_web(uri):
+        return [uri]
     if is_local(uri):
         return _list_local(uri)
-    if uri.startswith(("http://", "https://")):
-        return [uri]
     try:
         filesystem, path = url_to_fs(uri, **_filesystem_options(uri, token))
         filesystem.invalidate_cache()  # fsspec keeps listings for the life of the process: a change would never be seen
@@ -113,6 +157,8 @@ def list_files(uri: str, token: str | None = None) -> list[str]:
             found = filesystem.find(path)
         else:
             found = [path] if filesystem.exists(path) else []
+    except StorageError:
+        raise
     except Exception as error:
         raise StorageError(f"{uri} can't be listed: {type(error).__name__}: {error}") from error
     files = sorted(filesystem.unstrip_protocol(f) for f in found if not f.rsplit("/", 1)[-1].startswith("."))
@@ -126,12 +172,8 @@ def _list_local(uri: str) -> list[str]:
     if path.is_file():
         return [str(path)]
     if path.is_dir():
-        found = [
-            p
-            for p in path.rglob("*")
-            if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
-        ]
-    elif any(c in str(path) for c in "*?["):
+        return _list_folder(path)
+    if any(c in str(path) for c in "*?["):
         anchor = Path(path.anchor) if path.is_absolute() else Path()
         found = [p for p in anchor.glob(str(path.relative_to(anchor) if path.is_absolute() else path)) if p.is_file()]
     else:
@@ -141,14 +183,52 @@ def _list_local(uri: str) -> list[str]:
     return sorted(str(p) for p in found)
 
 
+def _list_folder(folder: Path) -> list[str]:
+    """The files below a folder. Folders that are links come last, so that a file is named by where it lies."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    left = [str(folder)]
+    links: list[str] = []
+    while left or links:
+        path = left.pop() if left else links.pop(0)
+        try:
+            status = Path(path).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as listed:
+                entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
+            for entry in entries:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else left).append(entry.path)
+                elif entry.is_file():
+                    found.append(entry.path)
+                elif entry.is_symlink():
+                    raise StorageError(f"{entry.path} is a link to nothing: mend it or take it out of the folder.")
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise StorageError(
+                    f"{error.filename or path} is a link to itself: take it out of the folder."
+                ) from error
+            raise StorageError(f"{error.filename or path} can't be looked into: {error.strerror or error}.") from error
+    if not found:
+        raise StorageError(f"{folder} holds no file.")
+    return sorted(found)
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a local file in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def fingerprint_uri(uri: str, token: str | None = None) -> str:
-    """What changes when the file's content does: sha256 for a local file, the store's own tag (or size and date) elsewhere."""
+def fingerprint_uri(uri: str, token: str | None = None, *, allow_http: bool = False) -> str:
+    """What changes when the file's content does: sha256 for a local file, the store's own tag (or size and date) elsewhere.
+
+    A web server that tells neither is read to the end. Raises StorageError.
+    """
+    if is_web(uri):
+        return _fingerprint_web(uri, token, choose_policy(allow_http))
     if is_local(uri):
         try:
             return sha256_file(local_path(uri))
@@ -157,6 +237,8 @@ def fingerprint_uri(uri: str, token: str | None = None) -> str:
     try:
         filesystem, path = url_to_fs(uri, **_filesystem_options(uri, token))
         info = filesystem.info(path)
+    except StorageError:
+        raise
     except Exception as error:
         raise StorageError(f"{uri} can't be reached: {type(error).__name__}: {error}") from error
     known = {
@@ -165,6 +247,39 @@ def fingerprint_uri(uri: str, token: str | None = None) -> str:
         if info.get(k) is not None
     }
     return hashlib.sha256(json.dumps([uri, known], sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint_web(uri: str, token: str | None, policy: FetchPolicy) -> str:
+    tags = inspect_url(uri, token, policy)
+    if tags.etag or tags.last_modified or tags.size is not None:
+        known = [uri, tags.etag, tags.last_modified, tags.size]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    with io.BufferedReader(WebFile(uri, token, policy), READ_BLOCK_BYTES) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def stamp_uri(uri: str) -> str | None:
+    """What tells at once, without reading, whether a local file may have changed; None for others, and where there is none."""
+    try:
+        status = local_path(uri).stat() if is_local(uri) else None
+    except OSError:
+        return None
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}" if status is not None else None
+
+
+def fetch_file(uri: str, target: Path, token: str | None = None, *, allow_http: bool = False) -> Path:
+    """A copy of one file at `target` (whole or not at all), its bytes as they lie there. Raises StorageError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with open_packed(uri, token, allow_http=allow_http) as stream, partial.open("wb") as out:
+            shutil.copyfileobj(stream, out, READ_BLOCK_BYTES)
+        partial.replace(target)
+    except OSError as error:
+        raise StorageError(f"{_show(uri)} can't be fetched: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

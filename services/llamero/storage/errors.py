@@ -1,0 +1,13 @@
+"""What goes wrong with files near and far; each message says which file, what and what to do."""
+
+
+class StorageError(Exception):
+    """A file or folder that can't be read or written; the message says which and what to do."""
+
+
+class TornFolder(StorageError):
+    """A folder that does not agree with its manifest, or has none: it counts as not there."""
+
+
+class Refused(StorageError):
+    """What may not be read as it is (an address, a size, a way of packing): trying again changes nothing."""
