@@ -30,6 +30,7 @@ class EvaluationConfig(ResultModel):
     method: Literal["qlora", "lora"] = Field("qlora", description="As trained: qlora measures on the base in NF4.")
     template: str = Field("base", description="The chat template's name, as in the manifest's `data.template`.")
     system: str | None = Field(None, description="The manifest's `data.system`: what prompts of prompt sets open with.")
+    allow_http: bool = Field(False, description="The manifest's `data.allowHttp`, for the prompt sets' files.")
     evaluation_tokens: list[Path] = Field(
         default_factory=list, description="Token folders (`model.tokens`) of the held-out split, in order."
     )
@@ -83,7 +84,9 @@ def digest_evaluation(config: EvaluationConfig, base_digest: str, adapter_sha256
             "template": config.template,
             "system": config.system,
             "spec": spec,
-            "prompts": [storage.fingerprint_uri(s.uri) for s in config.spec.prompt_sets if s.uri],
+            "prompts": [
+                storage.fingerprint_uri(s.uri, allow_http=config.allow_http) for s in config.spec.prompt_sets if s.uri
+            ],
             "tokens": [_digest_folder(folder) for folder in config.evaluation_tokens],
             "records": [storage.sha256_file(path) for path in config.evaluation_records],
         }

@@ -92,7 +92,7 @@ def find_finished(output: Path, digest: str) -> EvaluationResult | None:
 def gather_prompts(config: EvaluationConfig) -> tuple[list[Prompt], list[str]]:
     """The manifest's prompts, or held-out ones where it names none; and notes for the report."""
     if config.spec.prompt_sets:
-        return read_prompts(config.spec.prompt_sets, config.system)
+        return read_prompts(config.spec.prompt_sets, config.system, config.allow_http)
     return choose_held_out(config.evaluation_records), []
 
 

@@ -37,7 +37,9 @@ class Prompt:
         return "\n\n".join([*turns, self.input] if self.input else turns)
 
 
-def read_prompts(sets: Sequence[PromptSet], system: str | None) -> tuple[list[Prompt], list[str]]:
+def read_prompts(
+    sets: Sequence[PromptSet], system: str | None, allow_http: bool = False
+) -> tuple[list[Prompt], list[str]]:
     """The prompts of all sets in the manifest's order, and what to tell of them.
 
     Raises PromptError for a line that holds no prompt, storage.StorageError where a file can't be opened.
@@ -47,7 +49,7 @@ def read_prompts(sets: Sequence[PromptSet], system: str | None) -> tuple[list[Pr
     for prompt_set in sets:
         rows: list[tuple[str, str | None, str | None]] = [(p, None, None) for p in prompt_set.prompts]
         if prompt_set.uri:
-            read = list(_read_file(prompt_set.uri, limit=MAX_PROMPTS_OF_A_FILE + 1))
+            read = list(_read_file(prompt_set.uri, MAX_PROMPTS_OF_A_FILE + 1, allow_http))
             if len(read) > MAX_PROMPTS_OF_A_FILE:
                 notes.append(f"Of the prompts in {prompt_set.uri} the first {MAX_PROMPTS_OF_A_FILE} were asked.")
             rows += read[:MAX_PROMPTS_OF_A_FILE]
@@ -58,9 +60,9 @@ def read_prompts(sets: Sequence[PromptSet], system: str | None) -> tuple[list[Pr
     return prompts, notes
 
 
-def _read_file(uri: str, limit: int) -> Iterator[tuple[str, str | None, str | None]]:
+def _read_file(uri: str, limit: int, allow_http: bool) -> Iterator[tuple[str, str | None, str | None]]:
     """(prompt, input, reference) of a JSONL file's first lines; blank ones are no lines."""
-    with storage.open_uri(uri) as stream:
+    with storage.open_uri(uri, allow_http=allow_http) as stream:
         found = 0
         number = 0
         while found < limit and (line := stream.readline(MAX_LINE_BYTES + 1)):

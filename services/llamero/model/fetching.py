@@ -7,6 +7,7 @@ with the folder is left to `loading`.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ BASE_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is fetched of a base: weights as safetensors, configs, tokenizer files. Pickled weights and code are not."""
 
 _HUB = "https://huggingface.co"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+_WEB_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", _WEIGHTS_INDEX, "model.safetensors",
+)  # fmt: skip
+_MAX_INDEX_BYTES = 64 << 20
 
 
 def fetch_from_hub(
@@ -131,7 +138,11 @@ def fetch_from_store(uri: str, cache: Path, token: str | None) -> Path:
         folder = cache / "bases" / tag_store(uri, token)
         done = folder / ".complete"
         if not done.is_file():
-            storage.download_folder(uri, folder, BASE_FILES, token)
+            if storage.is_web(uri):
+                for file in _list_web_base(uri, token):
+                    storage.fetch_file(file, folder / file.rsplit("/", 1)[-1], token)
+            else:
+                storage.download_folder(uri, folder, BASE_FILES, token)
             done.touch()
     except storage.StorageError as error:
         raise Unreachable(f"The base model can't be fetched: {error}") from error
@@ -141,12 +152,31 @@ def fetch_from_store(uri: str, cache: Path, token: str | None) -> Path:
 def tag_store(uri: str, token: str | None) -> str:
     """What changes when the files of a base in an object store do. Raises Unreachable."""
     try:
-        listed = [f for f in storage.list_files(uri, token) if Path(f).match("*.*")]
+        listed = _list_web_base(uri, token) if storage.is_web(uri) else storage.list_files(uri, token)
         wanted = [f for f in listed if any(Path(f).match(p) for p in BASE_FILES)]
         lines = [f"{f} {storage.fingerprint_uri(f, token)}\n" for f in wanted]
     except storage.StorageError as error:
         raise Unreachable(f"The base model can't be fetched: {error}") from error
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
+
+
+def _list_web_base(uri: str, token: str | None) -> list[str]:
+    """A base's files on a web server, which lists no folder: those of known names that are there, and the weights that the index names."""
+    names = [n for n in _WEB_FILES if storage.exists_on_web(storage.join_uri(uri, n), token)]
+    if _WEIGHTS_INDEX in names:
+        with storage.open_packed(storage.join_uri(uri, _WEIGHTS_INDEX), token) as stream:
+            index = stream.read(_MAX_INDEX_BYTES)
+        try:
+            weights = sorted({str(name) for name in json.loads(index)["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise storage.StorageError(f"{storage.join_uri(uri, _WEIGHTS_INDEX)} is no index of weights.") from error
+        # A name is the server's word: it must stay in the folder.
+        names += [name for name in weights if re.fullmatch(r"[\w.-]+\.safetensors", name)]
+    if "config.json" not in names:
+        raise storage.StorageError(
+            f"{storage.join_uri(uri, 'config.json')} does not exist: name the folder of a base model's files."
+        )
+    return [storage.join_uri(uri, name) for name in dict.fromkeys(names)]
 
 
 def missing_weights(folder: Path) -> str | None:

@@ -21,9 +21,11 @@ class Base:
 
 
 def read_token(reference: BaseModelRef) -> str | None:
-    """The token that the reference's secret holds, from the environment variable of its key; without a secret the hub's own."""
-    variable = reference.secret_ref.key if reference.secret_ref is not None else HUB_TOKEN
-    return os.environ.get(variable) or None
+    """The token that the reference's secret holds, from the environment variable of its key; without a secret the hub's own, for the hub."""
+    if reference.secret_ref is not None:
+        return os.environ.get(reference.secret_ref.key) or None
+    is_on_hub = reference.uri is None or reference.uri.startswith("hf://")
+    return os.environ.get(HUB_TOKEN) or None if is_on_hub else None
 
 
 def find_base(reference: BaseModelRef, cache: Path, on_progress: Callable[[Progress], None] | None = None) -> Base:

@@ -37,6 +37,7 @@ def build_config(
         "method": spec.training.method,
         "template": spec.data.template,
         "system": spec.data.system,
+        "allowHttp": spec.data.allow_http,
         "evaluationTokens": token_folders(data, "evaluation"),
         "evaluationRecords": record_files(data, "evaluation"),
         "spec": {k: v for k, v in spec.evaluation.to_json_dict().items() if k != "gate"},

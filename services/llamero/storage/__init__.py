@@ -23,10 +23,12 @@ from fsspec.core import url_to_fs
 
 from llamero.spec.names import MANIFEST_NAME
 from llamero.spec.results import SCHEMA_VERSION, FileEntry
+from llamero.storage.errors import NotThere as NotThere
 from llamero.storage.errors import Refused as Refused
 from llamero.storage.errors import StorageError as StorageError
 from llamero.storage.errors import TornFolder as TornFolder
-from llamero.storage.fetching import DEFAULT_POLICY, FetchPolicy, WebFile, inspect_url, is_web, show_url
+from llamero.storage.fetching import DEFAULT_POLICY, FetchPolicy, WebFile, inspect_url, show_url
+from llamero.storage.fetching import is_web as is_web
 from llamero.storage.unpacking import find_packing, unpack
 
 READ_BLOCK_BYTES = 1 << 20
@@ -265,6 +267,15 @@ def stamp_uri(uri: str) -> str | None:
     except OSError:
         return None
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}" if status is not None else None
+
+
+def exists_on_web(uri: str, token: str | None = None, *, allow_http: bool = False) -> bool:
+    """Whether a web server has the file. Raises StorageError where it can't be asked, or says anything but yes and no."""
+    try:
+        inspect_url(uri, token, choose_policy(allow_http))
+    except NotThere:
+        return False
+    return True
 
 
 def fetch_file(uri: str, target: Path, token: str | None = None, *, allow_http: bool = False) -> Path:

@@ -9,5 +9,9 @@ class TornFolder(StorageError):
     """A folder that does not agree with its manifest, or has none: it counts as not there."""
 
 
+class NotThere(StorageError):
+    """A web server that was asked says that it has no such file."""
+
+
 class Refused(StorageError):
     """What may not be read as it is (an address, a size, a way of packing): trying again changes nothing."""

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from llamero import __version__
 from llamero.storage.addresses import find_fault
-from llamero.storage.errors import Refused, StorageError
+from llamero.storage.errors import NotThere, Refused, StorageError
 
 Resolver = Callable[[str, int], Sequence[str]]
 """(host, port) → its addresses. Raises OSError."""
@@ -371,7 +371,8 @@ def _refuse_status(url: str, status: int) -> None:
         410: "does not exist any more",
         429: "is asked for too often: try again later",
     }.get(status, "can't be had" if status < 500 else "can't be had at the moment")
-    raise StorageError(f"{show_url(url)} {meaning} (HTTP {status}).")
+    kind = NotThere if status in (404, 410) else StorageError
+    raise kind(f"{show_url(url)} {meaning} (HTTP {status}).")
 
 
 def _describe(error: Exception) -> str:
