@@ -17,6 +17,7 @@ from llamero.spec.adapter import ADAPTER_KIND, AdapterResourceStatus, AdapterSpe
 from llamero.spec.job import KIND, FineTuneJobSpec
 from llamero.spec.rules import REFUSE_RSLORA_SCALE, SERVABLE_MODULES
 from llamero.spec.status import JobStatus
+from llamero.spec.steps import NO_KINDS, DataStep
 
 Schema = dict[str, Any]
 Place = tuple[str, ...]
@@ -144,6 +145,16 @@ _DATA_RULES = (
     ),
 )
 
+_STEP_KINDS = [info.alias or name for name, info in DataStep.model_fields.items() if name not in NO_KINDS]
+
+_STEP_RULES = (
+    CelRule(
+        ("spec", "data", "steps", ITEMS),
+        f"[{', '.join(_given(f'self.{kind}') for kind in _STEP_KINDS)}].filter(k, k).size() == 1",
+        "a step has exactly one kind: make a step of each",
+    ),
+)
+
 _TRAINING_RULES = (
     CelRule(
         (*_TRAINING, "lora"),
@@ -225,6 +236,7 @@ JOB_RULES: tuple[CelRule, ...] = (
     ),
     *_BASE_RULES,
     *_DATA_RULES,
+    *_STEP_RULES,
     *_TRAINING_RULES,
     *_build_servable_rules(),
     *_EVALUATION_RULES,

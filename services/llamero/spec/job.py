@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from llamero.spec.base import SpecModel
-from llamero.spec.steps import ControlsSpec, DataStep, GenerateSpec
+from llamero.spec.steps import DEFAULT_PROFILE, ControlsSpec, DataStep, GenerateSpec
 
 API_VERSION: Final = "llamero.dev/v1alpha1"
 KIND = "FineTuneJob"
@@ -142,7 +142,9 @@ class DataSpec(SpecModel):
         "model does not hang on one.",
     )
     steps: Annotated[list[DataStep], Field(max_length=64)] = Field(
-        default_factory=lambda: [DataStep(use="instruction")],
+        default_factory=lambda: [DataStep(use=DEFAULT_PROFILE)],
+        # A schema does not show what a factory makes.
+        json_schema_extra={"default": [{"use": DEFAULT_PROFILE}]},
         description="What the records are put through, in this order; an empty list leaves only what every preparation does (parsing, equal "
         "records, caps, the split).",
     )

@@ -10,10 +10,14 @@ from typing import Any, Final
 
 from llamero.spec.steps import ALPACA_BLOCKED_WORDS, SELF_INSTRUCT_BLOCKED_WORDS, DataStep, ThresholdStep
 
-DEFAULT_PROFILE: Final = "instruction"
-
-_STRICT_QUALITY: dict[str, Any] = {"scope": "document", "minWords": 50, "shortTextWords": 0, "exemptCode": False}
-_STRICT_REPETITION: dict[str, Any] = {"scope": "document", "shortTextWords": 0, "exemptCode": False}
+_STRICT_QUALITY: dict[str, Any] = {
+    "scope": "document",
+    "words": "signs",
+    "minWords": 50,
+    "shortTextWords": 0,
+    "exemptCode": False,
+}
+_STRICT_REPETITION: dict[str, Any] = {"scope": "document", "words": "signs", "shortTextWords": 0, "exemptCode": False}
 
 PROFILES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     "instruction": ({"quality": {}}, {"repetition": {}}, {"nearDuplicates": {}}, {"decontaminate": {}}),

@@ -5,13 +5,13 @@ A rule is pure: job in, problems out. `validation.py` runs them after the fields
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from llamero.spec import step_rules
 from llamero.spec.job import SERVED_BY, DataFormat, FineTuneJob
-
-Path = tuple[str | int, ...]
+from llamero.spec.problems import Path as Path
+from llamero.spec.problems import Problem as Problem
+from llamero.spec.problems import Severity as Severity
 
 WARN_SCALE = 16.0
 REFUSE_RSLORA_SCALE = 64.0
@@ -32,20 +32,6 @@ SERVABLE_MODULES = frozenset(
         "c_fc",
     }
 )
-
-
-class Severity(StrEnum):
-    ERROR = "error"
-    WARNING = "warning"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A mistake: where in the manifest, what, and what to do, in one sentence."""
-
-    path: Path
-    message: str
-    severity: Severity = Severity.ERROR
 
 
 def lora_scale(alpha: float, rank: int, rslora: bool) -> float:
@@ -197,6 +183,15 @@ RULES: tuple[Callable[[FineTuneJob], Iterator[Problem]], ...] = (
     check_prompt_sets,
     check_evaluation,
     check_resources,
+    step_rules.check_steps,
+    step_rules.check_scores,
+    step_rules.check_best,
+    step_rules.check_counts,
+    step_rules.check_controls,
+    step_rules.check_asking,
+    step_rules.check_judges_cost,
+    step_rules.check_terms,
+    step_rules.check_templates,
 )
 
 

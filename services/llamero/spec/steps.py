@@ -15,6 +15,9 @@ Uri = Annotated[str, Field(min_length=1, max_length=2048)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Field_ = Literal["prompt", "answer", "record"]
 
+DEFAULT_PROFILE: Final = "instruction"
+"""The profile (`profiles.PROFILES`) of a manifest that names no steps."""
+
 PersonalDataKind = Literal["email", "phone", "card", "ip", "key"]
 Kept = Literal["code", "numbers", "names"]
 Operation = Literal["constraints", "deepen", "concretise", "reasoning", "complicate", "broaden"]
@@ -182,14 +185,17 @@ class LanguageStep(SpecModel):
     )
     min_confidence: Share = Field(
         0.65,
-        description="Least probability of the listed languages together; a text below it is rejected where it has "
-        "`minWords` or more.",
+        description="A text is rejected whose language is not listed and has at least this probability, and one of "
+        "`sureWords` or more in which the listed ones together have less.",
     )
     min_words: int = Field(
         8,
         ge=1,
         description="Texts with fewer words are not judged (a record whose prompt and answer both have fewer is judged "
         "as a whole).",
+    )
+    sure_words: int = Field(
+        50, ge=1, description="Texts with fewer words are kept where no language is sure, as lists of names are."
     )
     mixed: Literal["drop", "keep"] = Field(
         "drop",
@@ -274,6 +280,11 @@ class QualityStep(SpecModel):
         description="document: the whole record as one text, as in the paper. fields: the answers by all rules, "
         "prompts by none of length.",
     )
+    words: Literal["blanks", "signs"] = Field(
+        "blanks",
+        description="What a word is. blanks: what stands between blanks, as people count. signs: signs are words of their own, as "
+        "datatrove's tokeniser has it (gopher-strict).",
+    )
     min_words: int | None = Field(
         None, ge=0, description="Least words of a document, or of an answer (gopher-strict: 50)."
     )
@@ -290,7 +301,9 @@ class QualityStep(SpecModel):
         default_factory=lambda: ["the", "be", "to", "of", "and", "that", "have", "with"], description="Paper."
     )
     short_text_words: int = Field(
-        50, ge=0, description="Shares and means are not judged on texts with fewer words (gopher-strict: 0)."
+        50,
+        ge=0,
+        description="Shares, means and stop words are not judged on texts with fewer words (gopher-strict: 0).",
     )
     exempt_code: bool = Field(True, description="Fenced code and maths are not judged (gopher-strict: they are).")
 
@@ -300,6 +313,11 @@ class RepetitionStep(SpecModel):
 
     scope: Literal["document", "fields"] = Field(
         "fields", description="The whole record as one text, as in the paper, or each answer by itself."
+    )
+    words: Literal["blanks", "signs"] = Field(
+        "blanks",
+        description="What a word is. blanks: what stands between blanks, as people count. signs: signs are words of their own, as "
+        "datatrove's tokeniser has it (gopher-strict).",
     )
     max_duplicate_lines: Share = Field(0.3, description="Largest share of lines that repeat another (paper).")
     max_duplicate_paragraphs: Share = Field(0.3, description="Largest share of paragraphs that repeat another (paper).")
@@ -435,6 +453,13 @@ class EvolveStep(SpecModel):
         description="One is chosen for a record by its content hash.",
     )
     rounds: int = Field(1, ge=1, le=4, description="Times each instruction is evolved.")
+    max_rouge: Share = Field(
+        0.9,
+        description="An evolved instruction whose ROUGE-L F with the one it came from is greater is refused: it says the same.",
+    )
+    refusal_words: int = Field(
+        80, ge=0, description="An answer with fewer words that says `sorry` is a refusal (Evol-Instruct: 80)."
+    )
 
 
 class BackTranslateStep(SpecModel):
@@ -620,22 +645,35 @@ class GenerateSpec(SpecModel):
         "them.",
     )
     records: int = Field(1000, ge=1, le=1_000_000, description="Instructions to make.")
-    human_examples: int = Field(6, ge=1, le=32, description="Seeds in a prompt (Self-Instruct: 6; alpaca: 3).")
-    machine_examples: int = Field(
-        2, ge=0, le=32, description="Machine-made instructions in a prompt (Self-Instruct: 2; alpaca: 0)."
+    human_examples: int | None = Field(
+        None, ge=1, le=32, description="Seeds in a prompt; by default 6, for alpaca 3 (code)."
     )
-    tasks_per_call: int = Field(8, ge=1, le=64, description="New tasks asked for in a call (alpaca: 20).")
+    machine_examples: int | None = Field(
+        None,
+        ge=0,
+        le=32,
+        description="Machine-made instructions in a prompt, once there are some; by default 2, for alpaca 0 (code).",
+    )
+    tasks_per_call: int | None = Field(
+        None, ge=1, le=64, description="New tasks asked for in a call; by default 8, for alpaca 20 (code)."
+    )
+    max_instances: int = Field(5, ge=1, le=32, description="self-instruct: most instances of an instruction (code: 5).")
     min_words: int = Field(
         4, ge=1, description="Instructions with fewer words are dropped (Self-Instruct: 3 or fewer are)."
     )
     max_words: int = Field(150, ge=1, description="Instructions with more words are dropped.")
+    blocked_words: Annotated[list[Text], Field(max_length=256)] | None = Field(
+        None,
+        description="Instructions with one of these words are dropped; by default Self-Instruct's list, for alpaca with video, audio, "
+        "music, flowchart and diagram (code).",
+    )
     max_rouge: Share = Field(
         0.7, description="Instructions whose ROUGE-L F with any of the pool is greater are dropped."
     )
     max_calls: int | None = Field(
         None,
         ge=1,
-        description="Stop after so many calls, however many records there are; by default 20 for each record asked "
+        description="Stop after so many questions, however many records there are; by default 20 for each record asked "
         "for.",
     )
 

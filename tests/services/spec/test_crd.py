@@ -96,7 +96,9 @@ def refuse_by_rules(raw: dict[str, Any]) -> set[str]:
 
 
 def normalise(message: str) -> str:
-    """The scale's sentence carries figures where Python says it, and CEL can't format them."""
+    """The scale's sentence carries figures where Python says it, and a step's its kinds: CEL can't format them."""
+    if message.startswith("a step has exactly one kind"):
+        return "a step's kinds"
     return "rsLoRA scale" if "alpha / sqrt(rank)" in message else message
 
 
@@ -320,6 +322,11 @@ def lora(**fields: Any) -> dict[str, Any]:
     return {"training": {"lora": fields}}
 
 
+def steps(*given: dict[str, Any]) -> dict[str, Any]:
+    source = {"uri": "a.json", "format": "alpaca"}
+    return {"data": {"sources": [source], "steps": list(given)}}
+
+
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "a folder": ({}, 0),
     "a pinned hub model": ({"baseModel": {"uri": None, "name": "a/b", "revision": REVISION}}, 0),
@@ -367,6 +374,10 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "modules that TGI serves": (lora(targetModules=["q_proj", "model.layers.0.mlp.c_fc"]), 0),
     "a module that TGI drops": (lora(targetModules=["q_proj", "model.query_key_value"]), 1),
     "a module whose name ends like a served one": (lora(targetModules=["my_q_proj"]), 1),
+    "a step of one kind": (steps({"quality": {}}), 0),
+    "a profile": (steps({"use": "vicuna"}), 0),
+    "a step of no kind": (steps({"sources": []}), 1),
+    "a step of two kinds": (steps({"quality": {}}, {"quality": {}, "repetition": {}}), 1),
     "prompts": ({"evaluation": {"promptSets": [{"prompts": ["a"]}]}}, 0),
     "prompts and a file": ({"evaluation": {"promptSets": [{"prompts": ["a"], "uri": "b"}]}}, 1),
     "neither prompts nor a file": ({"evaluation": {"promptSets": [{"prompts": []}]}}, 1),

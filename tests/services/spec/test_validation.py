@@ -147,3 +147,66 @@ def test_fields_of_the_cluster_are_listed_where_they_are_set() -> None:
     job, _ = validate_job(manifest)
     assert job is not None
     assert find_cluster_only_fields(job) == ["spec.training.resources", "spec.ttlSecondsAfterFinished"]
+
+
+MODEL = {"url": "https://judge.example/v1", "model": "judge"}
+
+STEP_MISTAKES = [
+    ("steps", [{}], "spec.data.steps.0", "exactly one kind, and this one has none"),
+    ("steps", [{"quality": {}, "repetition": {}}], "spec.data.steps.0", "has `quality` and `repetition`"),
+    ("steps", [{"use": "gopher-strickt"}], "spec.data.steps.0.use", "did you mean `gopher-strict`?"),
+    ("steps", [{"use": "alpagasus"}], "spec.data.steps.0.models", "name at least one"),
+    ("steps", [{"use": "vicuna", "models": [MODEL]}], "spec.data.steps.0.models", "asks no language model"),
+    ("steps", [{"quality": {}, "models": [MODEL]}], "spec.data.steps.0.models", "belongs to `use`"),
+    ("steps", [{"quality": {}, "sources": ["b"]}], "spec.data.steps.0.sources.0", "names no source"),
+    ("steps", [{"kCenter": {"embedding": {"kind": "local"}}}], "spec.data.steps.0.kCenter.embedding.uri", "needs the folder"),
+    ("steps", [{"threshold": {"score": "ifd", "max": 1}}], "spec.data.steps.0", "which no earlier step makes"),
+    ("steps", [{"threshold": {"score": "answerWords"}}], "spec.data.steps.0.threshold", "give `min`, `max` or both"),
+    ("steps", [{"nearDuplicates": {"keep": "best"}}], "spec.data.steps.0.nearDuplicates.score", "belong together"),
+    ("steps", [{"random": {}}], "spec.data.steps.0.random", "exactly one of"),
+    ("steps", [{"length": {}}], "spec.data.steps.0.length", "give `min`, `max` or both"),
+    ("steps", [{"judge": {"models": [{**MODEL, "url": "http://a.example"}]}}], "spec.data.steps.0.judge.models.0.url", "in the open"),
+    ("steps", [{"judge": {"models": [{**MODEL, "maxCost": 5}]}}], "spec.data.steps.0.judge.models.0.maxCost", "without prices"),
+    ("controls", {"random": True}, "spec.data.controls", "stand beside a step that chooses"),
+    ("controls", {}, "spec.data.controls", "asks for no control"),
+    ("allowedLicenses", ["MIT"], "spec.data.sources.0.license", "the licence is not stated"),
+    ("templateVariants", True, "spec.data.templateVariants", "set `template: alpaca`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value", "where", "what"), STEP_MISTAKES, ids=[what for *_, what in STEP_MISTAKES])
+def test_a_mistake_in_a_step_is_told_where_it_stands(field: str, value: Any, where: str, what: str) -> None:
+    job, problems = validate_job(changed(f"spec.data.{field}", value))
+    assert job is None
+    assert [".".join(map(str, p.path)) for p in problems if what in p.message] == [where], problems
+
+
+def test_steps_that_go_together_are_right() -> None:
+    steps = [
+        {"use": "instruction"},
+        {"score": {"indicators": ["ifd"]}},
+        {"judge": {"models": [{**MODEL, "url": "http://127.0.0.1:9/v1"}], "minScore": None}},
+        {"threshold": {"score": "judge", "min": 4}},
+        {"rank": {"weights": {"ifd": 1, "rarity": 0.5}}},
+    ]
+    manifest = changed("spec.data.steps", steps)
+    manifest["spec"]["data"]["controls"] = {"random": True, "thresholds": [4.0, 4.5]}
+    manifest["spec"]["data"] |= {"allowedLicenses": ["mit"], "refusedTerms": ["competitors"]}
+    manifest["spec"]["data"]["sources"][0] |= {"license": "MIT", "terms": "None."}
+    job, problems = validate_job(manifest)
+    assert job is not None and problems == []
+
+
+def test_terms_that_the_job_refuses_refuse_the_job() -> None:
+    manifest = changed("spec.data.refusedTerms", ["training competitors"])
+    manifest["spec"]["data"]["sources"][0]["terms"] = "Not for Training Competitors."
+    job, problems = validate_job(manifest)
+    assert job is None
+    assert "remove the source" in problems[0].message
+
+
+def test_an_endpoint_that_costs_and_has_no_cap_is_warned_of() -> None:
+    model = {**MODEL, "pricePerMillionInputTokens": 1.5}
+    job, problems = validate_job(changed("spec.data.steps", [{"judge": {"models": [model]}}]))
+    assert job is not None
+    assert [(p.severity, "no cap" in p.message) for p in problems] == [(Severity.WARNING, True)]
