@@ -5,6 +5,7 @@ the same bytes, and only what `SET_TASKS` of its module names is run.
 """
 
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -57,7 +58,6 @@ class SetRunner:
         self._root = root
         self._order = order
         self._doubled = doubled
-        self._runs = 0
         self.files = SharedFiles()
 
     def run(
@@ -72,8 +72,8 @@ class SetRunner:
         sources: Sequence[str] = (),
     ) -> Outcome:
         """Cut the records into shards (in their order, rows numbered anew), run the step's plan, and gather what it drops."""
-        self._runs += 1
-        folder = self._root / f"run-{self._runs}"
+        self._root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=self._root))
         cut = [
             [replace(record, row=row) for row, record in enumerate(part)] for part in cut_evenly(list(records), shards)
         ]
