@@ -98,6 +98,20 @@ def test_the_bases_secret_and_a_sources_can_collide_too(make_job: MakeJob) -> No
     )
 
 
+def test_the_key_of_a_language_model_is_held_to_the_same_rules(make_job: MakeJob) -> None:
+    judge = {"url": "https://x/v1", "model": "judge", "secretRef": {"name": "judge"}}
+    data = {"sources": [secret("a", "token")], "steps": [{"judge": {"models": [judge]}}]}
+    (problem,) = find_cluster_problems(make_job(data=data), SETTINGS)
+    assert problem.startswith(
+        "spec.data.steps[0].judge.models[0].secretRef: its key `token` is also that of spec.data.sources[0].secretRef"
+    )
+    judge["secretRef"] = {"name": "judge", "key": "HTTPS_PROXY"}
+    (problem,) = find_cluster_problems(make_job(data=data), SETTINGS)
+    assert problem.startswith(
+        "spec.data.steps[0].judge.models[0].secretRef.key: `HTTPS_PROXY` has a meaning of its own"
+    )
+
+
 def test_a_key_may_not_take_the_place_of_the_storages_credentials(make_job: MakeJob) -> None:
     job = make_job(data={"sources": [secret("a", "AWS_SECRET_ACCESS_KEY")]})
     assert find_cluster_problems(job, SETTINGS) == ()

@@ -73,6 +73,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+def asked(name: str) -> dict[str, Any]:
+    """A language model with a key of its own."""
+    return {"url": "https://models/v1", "model": name, "secretRef": {"name": f"{name}-key", "key": name}}
+
+
 JOBS: dict[str, dict[str, Any]] = {
     "small": {},
     "with secrets": {
@@ -82,7 +88,13 @@ JOBS: dict[str, dict[str, Any]] = {
                 {"uri": "https://a/x.json", "format": "alpaca", "secretRef": {"name": "a"}},
                 {"uri": "hf://b/y.json", "format": "alpaca", "secretRef": {"name": "hub", "key": "HF_TOKEN"}},
                 {"uri": "https://c/z.json", "format": "alpaca", "secretRef": {"name": "c", "key": "other.token"}},
-            ]
+                {"uri": "https://d/seeds.json", "format": "alpaca", "generate": {"model": asked("writer")}},
+            ],
+            "steps": [
+                {"judge": {"models": [asked("judge-a"), asked("judge-b")]}},
+                {"use": "deita", "models": [asked("judge-c")]},
+                {"kCenter": {"embedding": {"kind": "endpoint", "model": asked("embedder")}}},
+            ],
         },
     },
     "queued": {"labels": {names.QUEUE_LABEL: "team-queue"}},
@@ -263,12 +275,31 @@ def test_every_secret_ref_is_in_the_environment_of_the_pods_that_read_it(
     rendered: list[Rendered], job: FineTuneJob
 ) -> None:
     refs = list_secret_refs(job)
-    needed = {WorkKind.FETCH: {"base"}, WorkKind.PREPARE: {"base", "data"}, WorkKind.PROBE: {"base", "data"}}
+    needed = {WorkKind.FETCH: {"base"}, WorkKind.PREPARE: {"base", "data", "models"}, WorkKind.PROBE: {"base", "data"}}
     for one in rendered:
         for owner, _, ref in refs:
             if owner not in needed.get(one.work.kind, set()):
                 continue
             assert one.env[ref.key]["valueFrom"] == {"secretKeyRef": {"name": ref.name, "key": ref.key}}
+
+
+def test_the_keys_of_language_models_are_in_the_pods_that_prepare_data_and_in_no_other(
+    rendered: list[Rendered], job: FineTuneJob
+) -> None:
+    keys = {ref.key for owner, _, ref in list_secret_refs(job) if owner == "models"}
+    for one in rendered:
+        assert keys & set(one.env) == (keys if one.work.kind is WorkKind.PREPARE else set())
+
+
+def test_every_language_model_of_a_manifest_is_found_where_it_stands(make_job: MakeJob) -> None:
+    refs = list_secret_refs(make_job(**JOBS["with secrets"]))
+    assert {path: ref.name for owner, path, ref in refs if owner == "models"} == {
+        "spec.data.sources[3].generate.model.secretRef": "writer-key",
+        "spec.data.steps[0].judge.models[0].secretRef": "judge-a-key",
+        "spec.data.steps[0].judge.models[1].secretRef": "judge-b-key",
+        "spec.data.steps[1].models[0].secretRef": "judge-c-key",
+        "spec.data.steps[2].kCenter.embedding.model.secretRef": "embedder-key",
+    }
 
 
 @pytest.mark.parametrize("kind", [WorkKind.CLEAN, WorkKind.LOGS])

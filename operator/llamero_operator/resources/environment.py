@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llamero.spec.asked import list_language_models
 from llamero.spec.job import FineTuneJob, SecretRef
 from llamero.spec.status import WorkKind
+from llamero.spec.steps import ModelSecretRef
 from llamero.spec.tasks import AttemptId
 from llamero_operator.resources.quantities import round_up_cores
 from llamero_operator.settings import HubSettings, OperatorSettings, PodSettings
@@ -34,7 +36,7 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_C
 _SECRETS_OF: dict[WorkKind, tuple[str, ...]] = {
     WorkKind.FETCH: ("base",),
     WorkKind.PROBE: ("base", "data"),
-    WorkKind.PREPARE: ("base", "data"),
+    WorkKind.PREPARE: ("base", "data", "models"),  # the probe looks at sources alone: it asks no model
     WorkKind.TRAIN: ("base",),
     WorkKind.EVALUATE: ("base",),
     WorkKind.CLEAN: (),  # must run when the secrets are gone already
@@ -53,15 +55,28 @@ _RESERVED = re.compile(
 _STORAGE_KEYS = re.compile(r"^(AWS|GOOGLE|GCS|AZURE)_")
 
 
-def list_secret_refs(job: FineTuneJob) -> list[tuple[str, str, SecretRef]]:
-    """The job's secretRefs: what they belong to (`base` or `data`), where they stand in the manifest, and themselves."""
-    refs = []
+Reference = SecretRef | ModelSecretRef
+
+
+def list_secret_refs(job: FineTuneJob) -> list[tuple[str, str, Reference]]:
+    """The job's secretRefs: what they belong to (`base`, `data` or `models`), where they stand in the manifest, and themselves.
+
+    `models` are the language models that data is prepared with.
+    """
+    refs: list[tuple[str, str, Reference]] = []
     if job.spec.base_model.secret_ref is not None:
         refs.append(("base", "spec.baseModel.secretRef", job.spec.base_model.secret_ref))
     for index, source in enumerate(job.spec.data.sources):
         if source.secret_ref is not None:
             refs.append(("data", f"spec.data.sources[{index}].secretRef", source.secret_ref))
+    for path, model in list_language_models(job.spec.data):
+        if model.secret_ref is not None:
+            refs.append(("models", f"{_show_path(path)}.secretRef", model.secret_ref))
     return refs
+
+
+def _show_path(path: tuple[str | int, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def find_secret_problems(job: FineTuneJob, settings: OperatorSettings) -> tuple[str, ...]:
@@ -69,7 +84,7 @@ def find_secret_problems(job: FineTuneJob, settings: OperatorSettings) -> tuple[
     return tuple(_check_secrets(list_secret_refs(job), settings))
 
 
-def _check_secrets(refs: list[tuple[str, str, SecretRef]], settings: OperatorSettings) -> Iterator[str]:
+def _check_secrets(refs: list[tuple[str, str, Reference]], settings: OperatorSettings) -> Iterator[str]:
     seen: dict[str, tuple[str, str]] = {}
     for _, path, ref in refs:
         if not _ENV_NAME.match(ref.key):
