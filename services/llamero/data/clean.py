@@ -1,29 +1,31 @@
-"""One shard of raw rows made into candidates: parsed, cleaned, tokenised, hashed and measured, or rejected with a reason.
+"""One shard of raw rows made into candidates: parsed, cleaned, measured, put through the first steps and hashed; or rejected with a reason.
 
-Knows nothing of other shards: what is the same as a record elsewhere, capped or held out is decided by `selection`.
+Knows nothing of other shards: what is the same as a record elsewhere, capped or held out is decided by `selection`, and what becomes of a
+record that is too long when it is written.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import orjson
-from transformers import PreTrainedTokenizerBase
 
-from llamero.data.chunks import Cut, Example, cut_record
-from llamero.data.content import hash_content, hash_prompt, show_turns
-from llamero.data.lengths import LengthCounts, Statistics, find_domain
+from llamero.data.applying import Applier, Outcome
+from llamero.data.content import hash_content, hash_prompt
+from llamero.data.lengths import Statistics, find_domain
+from llamero.data.measure import Measure, Measured, Unmeasured
 from llamero.data.normalise import normalise_draft, refuse_empty
 from llamero.data.readers import READERS
 from llamero.data.readers.draft import Draft, RowError
+from llamero.data.rejections import PARSE, Tally, describe_rejected
 from llamero.data.rows import BrokenRow, RawRow, Row, show_bytes
+from llamero.data.steps.record import Record
 from llamero.data.turns import arrange_turns
-from llamero.model.templates import Encoded, TemplateError, encode_conversations
 from llamero.spec.job import DataSource
-from llamero.spec.records import MAX_REJECTED_TEXT, Conversation, Message, Rejection, RejectionReason
+from llamero.spec.records import MAX_REJECTED_TEXT, Message, RejectionReason
 
-_BATCH_RECORDS = 256
+_BATCH_RECORDS = 512
 
 
 @dataclass(frozen=True)
@@ -34,81 +36,116 @@ class CleanOptions:
     source_name: str
     file: str
     system: str | None
-    sequence_length: int
-    long_records: Literal["chunk", "truncate", "reject"]
     domains: dict[str, list[str]]
+    hashes_first: bool = False
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A record that may be kept: its examples as written, their tokens, its hashes and its lengths before it was cut."""
+    """A record that may be kept, its lengths and tokens, and its hashes."""
 
-    raw_row: int
-    line: int
-    conversations: list[Conversation]
-    encoded: list[Encoded]
+    record: Record
+    measured: Measured
     content_hash: bytes
     prompt_hash: bytes
-    input_length: int
-    output_length: int
-    domain: str
-    dropped_pairs: int = 0
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A rejection, and the place of its row in the shard."""
+    """A line of rejected.jsonl, its row's place in the shard among it."""
 
-    raw_row: int
-    rejection: Rejection
+    line: dict[str, Any]
 
 
 @dataclass
 class CleanCounts:
-    """What was read: rows, their lengths by domain, and the whole lengths of records that were rejected as too long."""
+    """What was read: rows, their lengths by domain, and what the first steps did."""
 
     read: int = 0
     statistics: Statistics = field(default_factory=Statistics)
-    too_long: LengthCounts = field(default_factory=LengthCounts)
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
 class _Parsed:
     """A row on its way: `error` says why it is rejected, though its lengths are still measured."""
 
-    raw_row: int
-    line: int
-    draft: Draft
+    record: Record
     error: RowError | None
 
 
 def clean_rows(
-    rows: Iterable[Row], options: CleanOptions, tokenizer: PreTrainedTokenizerBase, counts: CleanCounts
+    rows: Iterable[Row], options: CleanOptions, measure: Measure, applier: Applier, counts: CleanCounts
 ) -> Iterator[Candidate | Rejected]:
     """Each row's candidate or rejection, in the rows' order; `counts` is added to."""
     numbered = enumerate(rows)
     while batch := list(islice(numbered, _BATCH_RECORDS)):
-        parsed = [_parse_row(number, row, options) for number, row in batch]
+        parsed = [_parse_row(number, row, options, counts) for number, row in batch]
         counts.read += len(batch)
-        good = [p for p in parsed if isinstance(p, _Parsed)]
-        encoded = iter(
-            encode_conversations(
-                tokenizer,
-                [(_with_system(p.draft, options), p.draft.input or None) for p in good],
-                errors="return",
-            )
-        )
-        for row in parsed:
-            if isinstance(row, Rejected):
-                counts.statistics.of(find_domain((), options.domains)).samples += 1
-                yield row
-            else:
-                yield _finish_row(row, next(encoded), options, tokenizer, counts)
+        yield from _finish_batch(parsed, options, measure, applier, counts)
 
 
-def _parse_row(number: int, row: Row, options: CleanOptions) -> _Parsed | Rejected:
+def _finish_batch(
+    parsed: Sequence[_Parsed | Rejected], options: CleanOptions, measure: Measure, applier: Applier, counts: CleanCounts
+) -> Iterator[Candidate | Rejected]:
+    readable = [p for p in parsed if isinstance(p, _Parsed)]
+    measured = iter(measure_records([p.record for p in readable], options.system, measure, options.hashes_first))
+    results: list[Rejected | tuple[Record, Measured]] = []
+    for row in parsed:
+        if isinstance(row, Rejected):
+            counts.statistics.of(find_domain((), options.domains)).samples += 1
+            results.append(row)
+        else:
+            results.append(_judge_row(row, next(measured), options, counts))
+    good = [(i, r) for i, r in enumerate(results) if not isinstance(r, Rejected)]
+    if applier:
+        outcomes = applier.apply([record for _, (record, _) in good], counts.tally)
+    else:
+        outcomes = [Outcome(record) for _, (record, _) in good]
+    again = [o.record for o in outcomes if o.is_changed and o.step is None]
+    anew = iter(measure_records(again, options.system, measure, options.hashes_first))
+    finished = dict(zip((i for i, _ in good), outcomes, strict=True))
+    for i, result in enumerate(results):
+        if isinstance(result, Rejected):
+            yield result
+            continue
+        outcome, lengths = finished[i], result[1]
+        if outcome.step is not None and outcome.drop is not None:
+            drop = outcome.drop
+            yield Rejected(describe_rejected(outcome.record, outcome.reason, drop.detail, outcome.step, drop))
+            continue
+        if outcome.is_changed:
+            remeasured = next(anew)
+            if isinstance(remeasured, Unmeasured):
+                yield _reject(outcome.record, RejectionReason.BAD_TURNS, remeasured.detail, counts)
+                continue
+            lengths = remeasured
+        yield _build_candidate(outcome.record, lengths)
+
+
+def measure_records(
+    records: Sequence[Record], system: str | None, measure: Measure, has_variants: bool
+) -> list[Measured | Unmeasured]:
+    """The records' lengths and tokens, with the manifest's system prompt where they have none."""
+    return measure.measure(
+        [(with_system(r.messages, system), r.input, _identify(r) if has_variants else b"") for r in records]
+    )
+
+
+def _identify(record: Record) -> bytes:
+    return bytes.fromhex(record.id) if record.id else hash_content(record.messages, record.input)
+
+
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """The turns as they are trained: after the manifest's system prompt, where they have none of their own."""
+    if system and messages[0].role != "system":
+        return (Message("system", system), *messages)
+    return messages
+
+
+def _parse_row(number: int, row: Row, options: CleanOptions, counts: CleanCounts) -> _Parsed | Rejected:
     if isinstance(row, BrokenRow):
-        return Rejected(number, _reject(options, row.line, RejectionReason.MALFORMED, row.detail, row.text))
+        return _reject_row(number, row.line, RejectionReason.MALFORMED, row.detail, row.text, options, counts)
     reader = READERS[options.source.format]
     html = "always" if reader.is_html else options.source.html
     draft: Draft | None = None
@@ -117,12 +154,22 @@ def _parse_row(number: int, row: Row, options: CleanOptions) -> _Parsed | Reject
         draft = Draft(arrange_turns(draft.messages), draft.input, draft.tags, draft.meta)
         draft = normalise_draft(draft, html)
         refuse_empty(draft)
-        return _Parsed(number, row.line, draft, None)
+        return _Parsed(_build_record(number, row.line, draft, options), None)
     except RowError as error:
         if error.draft is None:
-            return Rejected(number, _reject(options, row.line, error.reason, error.detail, show_bytes(row.json)))
+            return _reject_row(number, row.line, error.reason, error.detail, show_bytes(row.json), options, counts)
         shown = error.draft if draft is not None else normalise_draft(error.draft, html)
-        return _Parsed(number, row.line, shown, error)
+        return _Parsed(_build_record(number, row.line, shown, options), error)
+
+
+def _build_record(number: int, line: int, draft: Draft, options: CleanOptions) -> Record:
+    meta, scores = draft.meta, {}
+    if "scores" in meta:
+        meta = {name: value for name, value in meta.items() if name != "scores"}
+        scores = draft.meta["scores"]
+    return Record(
+        number, options.source_name, options.file, line, draft.messages, draft.input, draft.tags, meta, scores
+    )
 
 
 def _load_json(row: RawRow) -> Any:
@@ -142,84 +189,35 @@ def _load_odd_json(data: bytes, error: orjson.JSONDecodeError) -> Any:
         raise RowError(RejectionReason.MALFORMED, f"The row is no JSON: {error}.") from None
 
 
-def _with_system(draft: Draft, options: CleanOptions) -> tuple[Message, ...]:
-    if options.system and draft.messages[0].role != "system":
-        return (Message("system", options.system), *draft.messages)
-    return draft.messages
+def _judge_row(
+    row: _Parsed, measured: Measured | Unmeasured, options: CleanOptions, counts: CleanCounts
+) -> Rejected | tuple[Record, Measured]:
+    lengths = counts.statistics.of(find_domain(row.record.tags, options.domains))
+    if isinstance(measured, Unmeasured):
+        lengths.samples += 1
+        error = row.error or RowError(RejectionReason.BAD_TURNS, measured.detail)
+        return _reject(row.record, error.reason, error.detail, counts)
+    lengths.add(measured.input, measured.output)
+    if row.error is not None:
+        return _reject(row.record, row.error.reason, row.error.detail, counts)
+    return row.record, measured
 
 
-def _finish_row(
-    row: _Parsed,
-    encoded: Encoded | TemplateError,
-    options: CleanOptions,
-    tokenizer: PreTrainedTokenizerBase,
-    counts: CleanCounts,
-) -> Candidate | Rejected:
-    domain = find_domain(row.draft.tags, options.domains)
-    if isinstance(encoded, TemplateError):
-        counts.statistics.of(domain).samples += 1
-        error = row.error or RowError(RejectionReason.BAD_TURNS, str(encoded))
-        return Rejected(row.raw_row, _reject(options, row.line, error.reason, error.detail, _show(row.draft)))
-    output_length = int(encoded.mask.sum())
-    input_length = len(encoded.ids) - output_length
-    counts.statistics.of(domain).add(input_length, output_length)
-    try:
-        if row.error is not None:
-            raise row.error
-        messages = _with_system(row.draft, options)
-        cut = cut_record(
-            messages,
-            encoded,
-            options.sequence_length,
-            options.long_records,
-            lambda pieces: encode_conversations(tokenizer, [(piece, None) for piece in pieces]),
-        )
-    except (RowError, TemplateError) as error:
-        reason = error.reason if isinstance(error, RowError) else RejectionReason.BAD_TURNS
-        if reason == RejectionReason.TOO_LONG:
-            counts.too_long.add(len(encoded.ids))
-        return Rejected(row.raw_row, _reject(options, row.line, reason, str(error), _show(row.draft)))
-    content_hash = hash_content(row.draft.messages, row.draft.input)
-    return Candidate(
-        raw_row=row.raw_row,
-        line=row.line,
-        conversations=_build_conversations(row, cut, content_hash.hex(), options),
-        encoded=[e.encoded for e in cut.examples],
-        content_hash=content_hash,
-        prompt_hash=hash_prompt(row.draft.messages, row.draft.input),
-        input_length=input_length,
-        output_length=output_length,
-        domain=domain,
-        dropped_pairs=cut.dropped_pairs,
-    )
+def _build_candidate(record: Record, measured: Measured) -> Candidate:
+    content_hash = hash_content(record.messages, record.input)
+    prompt_hash = hash_prompt(record.messages, record.input)
+    return Candidate(replace(record, id=content_hash.hex()), measured, content_hash, prompt_hash)
 
 
-def _build_conversations(row: _Parsed, cut: Cut, identity: str, options: CleanOptions) -> list[Conversation]:
-    meta = dict(row.draft.meta)
-    if row.draft.input:
-        meta["input"] = row.draft.input
-    if cut.dropped_pairs:
-        meta["droppedPairs"] = cut.dropped_pairs
-    is_chunked = len(cut.examples) > 1 or cut.dropped_pairs > 0
-
-    def build(number: int, example: Example) -> Conversation:
-        return Conversation(
-            id=f"{identity}_{example.first_turn}" if is_chunked else identity,
-            source=options.source_name,
-            file=options.file,
-            line=row.line,
-            messages=example.messages,
-            tags=row.draft.tags,
-            chunk=number if is_chunked else None,
-            meta=meta | {"truncated": True} if example.is_truncated else meta,
-        )
-
-    return [build(number, example) for number, example in enumerate(cut.examples)]
+def _reject(record: Record, reason: str, detail: str, counts: CleanCounts) -> Rejected:
+    counts.tally.drop(PARSE, reason)
+    return Rejected(describe_rejected(record, reason, detail))
 
 
-def _reject(options: CleanOptions, line: int, reason: str, detail: str, text: str) -> Rejection:
-    return Rejection(options.source_name, options.file, line, reason, detail, text[:MAX_REJECTED_TEXT])
-
-
-def _show(draft: Draft) -> str:
-    return show_turns(draft.messages, draft.input)
+def _reject_row(
+    number: int, line: int, reason: str, detail: str, text: str, options: CleanOptions, counts: CleanCounts
+) -> Rejected:
+    """A row of which nothing could be read."""
+    counts.tally.drop(PARSE, reason)
+    place = {"source": options.source_name, "file": options.file, "line": line}
+    return Rejected(place | {"reason": reason, "detail": detail, "text": text[:MAX_REJECTED_TEXT], "row": number})

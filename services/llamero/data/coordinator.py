@@ -1,25 +1,31 @@
-"""One preparation step by step: which tasks follow which, what their shards add up to, and when to stop.
+"""One preparation from its sources to its result: which tasks follow which, and when to stop.
 
-The tasks' work stands in `tasks`, their processes in `pool`. Nothing here reads a record.
+The tasks' work stands in `tasks`, the manifest's steps in `pipeline`, the tasks' processes in `pool`. Nothing here reads a record.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
+from llamero.data.applying import dump_step
+from llamero.data.dispatch import Dispatch, OnProgress
 from llamero.data.errors import DataError
 from llamero.data.outcome import RawPart, build_result, count_reasons, find_worst_sources
+from llamero.data.pipeline import Pipeline, ShardState, State, Surroundings
 from llamero.data.pool import TaskRunner
+from llamero.data.segments import Segment, find_named, plan_data_steps, rename_files, split_steps
 from llamero.data.selection import threshold_of
-from llamero.data.shards import Shard, code_version
-from llamero.data.shared import SharedFiles, remove_file
+from llamero.data.shards import Shard
+from llamero.data.shared import SharedFiles, copy_named, name_copy, remove_file
 from llamero.data.sources import DataPlan, SourceFile, secret_variable
-from llamero.data.tasks import (
+from llamero.data.steps.registry import describe_missing, find_missing
+from llamero.data.taskfiles import (
+    ARMS_FOLDER,
     RECORDS_FILE,
     REJECTED_FILE,
     SIDES,
@@ -28,33 +34,32 @@ from llamero.data.tasks import (
     raw_part_name,
 )
 from llamero.spec.digest import digest_json
-from llamero.spec.job import FineTuneJobSpec
+from llamero.spec.job import DataFormat, FineTuneJobSpec
 from llamero.spec.names import MANIFEST_NAME, shard_name
-from llamero.spec.progress import Progress
+from llamero.spec.profiles import PlannedStep
 from llamero.spec.records import RejectionReason
 from llamero.spec.results import DataResult, FileEntry
-from llamero.storage import delete_tree, join_uri, sha256_file, write_atomically, write_file
+from llamero.storage import delete_tree, is_local, join_uri, sha256_file, write_atomically, write_file
 
-PHASE = "Preparing"
 CANDIDATES_PER_RANGE = 2_000_000
 STAGING = ".staging"
 LISTING = "listing.json"
 """All clean shards, for the tasks that look across them; while it stands in the staging folder, its tasks are wanted."""
-
-OnProgress = Callable[[Progress], None]
+ANSWERS = "answers"
+"""Answers of language models, below the shard cache: kept for later runs of the job."""
 
 
 class Coordinator:
     """One preparation: its tasks step by step.
 
-    `base`, `shard_cache` and `staging` are URIs that every worker sees; `output` is local.
+    `base`, `shard_cache` and `staging` are URIs that every worker sees; `output` is local. Without a base lengths are in words.
     """
 
     def __init__(
         self,
         spec: FineTuneJobSpec,
         plan: DataPlan,
-        base: str,
+        base: str | None,
         output: Path,
         shard_cache: str,
         staging: str,
@@ -63,38 +68,81 @@ class Coordinator:
         on_progress: OnProgress,
     ) -> None:
         self.spec, self.plan, self.base, self.output = spec, plan, base, output
-        self.shard_cache, self.staging = shard_cache, staging
-        self.runner, self.files, self.on_progress = runner, files, on_progress
+        self.shard_cache, self.staging, self.files = shard_cache, staging, files
+        self.dispatch = Dispatch(runner, shard_cache, staging, on_progress)
         self.listing = join_uri(staging, LISTING)
+        self.fingerprints = dict(plan.named)
+        self.steps = plan_data_steps(spec.data)
 
     def prepare(self, started: float) -> DataResult:
+        self.refuse_unknown()
         self.clear_output()
+        self.place_named()
+        leading, segments = split_steps(self.steps)
         parts = self.read_sources()
-        clean = self.clean_shards(parts)
+        clean = self.clean_shards(parts, leading)
         self.refuse_broken(parts, clean)
-        judged = self.judge_candidates(parts, clean)
-        written = self.write_shards(parts, clean, judged)
+        state = self.settle_candidates(parts, clean)
+        state = self.pipeline.run(segments, state)
+        written = self.write_shards(state)
         self.refuse_empty(written)
         files = self.move_into_place(written)
-        result = build_result(self.spec, self.plan, parts, clean, written, files, time.monotonic() - started)
+        result = build_result(
+            self.spec, self.plan, self.steps, parts, clean, state, written, files, time.monotonic() - started
+        )
         write_atomically(self.output / MANIFEST_NAME, orjson.dumps(result.to_json_dict(), option=orjson.OPT_INDENT_2))
-        self.report_dropped(clean)
+        self.report_dropped(written)
         return result
 
-    # -- steps -----------------------------------------------------------------------------------------------------------------
+    # -- before a record is read -----------------------------------------------------------------------------------------------
+
+    def refuse_unknown(self) -> None:
+        """Raise DataError for a step that nothing here serves, before any work is done."""
+        missing = find_missing(self.steps)
+        if missing is not None:
+            raise DataError(describe_missing(missing))
+        for step in self.steps:
+            if step.kind == "score" and self.base is None:
+                raise DataError(
+                    f"{step.place} (`score`) measures records under the base model, and this preparation has none: "
+                    "take the step out, or prepare the data as a part of `llamero run`."
+                )
 
     def clear_output(self) -> None:
         """Remove what an earlier, other or broken preparation left; the manifest first, so that no half of it counts."""
         self.output.mkdir(parents=True, exist_ok=True)
         for name in (MANIFEST_NAME, REJECTED_FILE):
             (self.output / name).unlink(missing_ok=True)
-        for name in (*SIDES.values(), TOKENS_FOLDER, STAGING):
+        for name in (*SIDES, ARMS_FOLDER, TOKENS_FOLDER, STAGING):
             shutil.rmtree(self.output / name, ignore_errors=True)
         delete_tree(self.staging)
 
+    def place_named(self) -> None:
+        """Put the files that steps name where all workers see them, once; `steps` then name them there."""
+        places: dict[str, str] = {}
+        for uri, fingerprint in self.plan.named:
+            if is_local(uri):
+                continue
+            folder = join_uri(self.shard_cache, f"named-{fingerprint[:32]}")
+
+            def build(partial: Path, uri: str = uri) -> dict[str, Any]:
+                copy_named(uri, partial / "files")
+                return {}
+
+            self.files.commit(folder, build)
+            places[uri] = join_uri(folder, "files", name_copy(uri))
+            self.fingerprints[places[uri]] = fingerprint
+        self.steps = [rename_files(step, places) if places else step for step in self.steps]
+
+    def fingerprint(self, step: PlannedStep) -> list[str]:
+        """What changes with the content of the files that a step names."""
+        return [self.fingerprints.get(uri, uri) for uri in find_named(step)]
+
+    # -- steps -----------------------------------------------------------------------------------------------------------------
+
     def read_sources(self) -> list[RawPart]:
         tasks = [self._read_task(file) for file in self.plan.files]
-        shards = self._run(tasks, "reading sources", total=None)
+        shards = self.dispatch.run(tasks, "reading sources", total=None)
         parts: list[RawPart] = []
         for file, shard in zip(self.plan.files, shards, strict=True):
             digests = {f.name: f.sha256 for f in shard.files}
@@ -103,9 +151,11 @@ class Coordinator:
                 parts.append(RawPart(shard.uri, name, digests[name], rows, file))
         return parts
 
-    def clean_shards(self, parts: Sequence[RawPart]) -> list[Shard]:
+    def clean_shards(self, parts: Sequence[RawPart], leading: Sequence[PlannedStep]) -> list[Shard]:
         rows = [part.rows for part in parts]
-        return self._run([self._clean_task(part) for part in parts], "cleaning and tokenising", sum(rows), rows)
+        tasks = [self._clean_task(part, leading) for part in parts]
+        activity = "cleaning and tokenising" if self.base is not None else "cleaning"
+        return self.dispatch.run(tasks, activity, sum(rows), rows)
 
     def refuse_broken(self, parts: Sequence[RawPart], clean: Sequence[Shard]) -> None:
         """Raise DataError where more rows are broken than the manifest allows; what is wrong with them is written first."""
@@ -127,40 +177,56 @@ class Coordinator:
             f"First: {_show_first(path)} Mend the data or the source's format, or raise data.maxRejectedFraction."
         )
 
-    def judge_candidates(self, parts: Sequence[RawPart], clean: Sequence[Shard]) -> list[Shard]:
+    def settle_candidates(self, parts: Sequence[RawPart], clean: Sequence[Shard]) -> State:
+        """Where each shard stands when equal records and those beyond a cap are out."""
         total = sum(shard.summary["candidates"] for shard in clean)
         ranges = max(1, -(-total // CANDIDATES_PER_RANGE))
-        self._write_listing(parts, clean)
-        shared: Task = {"listing": self.listing, "partitions": ranges, "seed": self.spec.data.seed}
-        thresholds = self._find_thresholds(shared, ranges)
+        known = self._write_listing(parts, clean)
+        shared: Task = {"partitions": ranges, "seed": self.spec.data.seed}
+        thresholds = self._find_thresholds(shared, ranges, known)
         tasks = [
-            shared
-            | {
-                "task": "judge",
-                "folder": join_uri(self.staging, f"judge-{number:05d}"),
-                "partition": number,
-                "evaluationFraction": self.spec.data.evaluation_fraction,
-                "capThresholds": [str(t) for t in thresholds],
-            }
-            for number in range(ranges)
+            self._ranged_task(
+                "settle", {**shared, "partition": n, "capThresholds": [str(t) for t in thresholds]}, known
+            )
+            for n in range(ranges)
         ]
-        return self._run(tasks, "finding duplicates", len(tasks), unit="ranges")
+        settled = self.dispatch.run(tasks, "finding duplicates", len(tasks), unit="ranges")
+        state = tuple(
+            ShardState(
+                number=number,
+                source=self.plan.source_names[part.file.source],
+                records=shard.uri,
+                count=shard.summary["candidates"],
+                drops=(),
+                rejected=(shard.uri,),
+            )
+            for number, (part, shard) in enumerate(zip(parts, clean, strict=True))
+        )
+        return self.pipeline.note_drops([shard.uri for shard in settled], None, state)
 
-    def write_shards(self, parts: Sequence[RawPart], clean: Sequence[Shard], judged: Sequence[Shard]) -> list[Shard]:
-        tasks: list[Task] = [
-            {
-                "task": "write",
-                "listing": self.listing,
-                "folder": join_uri(self.staging, shard_name(number)),
-                "clean": shard.uri,
-                "domains": shard.summary["domains"],
-                "shard": number,
-                "verdicts": [j.uri for j in judged],
-            }
-            for number, shard in enumerate(clean)
-        ]
-        rows = [part.rows for part in parts]
-        return self._run(tasks, "writing examples", sum(rows), rows)
+    @property
+    def pipeline(self) -> Pipeline:
+        data = self.spec.data
+        surroundings = Surroundings(
+            seed=data.seed,
+            evaluation_fraction=data.evaluation_fraction,
+            workers=data.workers,
+            base=self.base,
+            base_digest=self.plan.tokenizer_digest,
+            answers=join_uri(self.shard_cache, ANSWERS),
+            listing=self.listing,
+            measure=self._measure,
+            scores=self._scores,
+            domains=data.domains,
+            fingerprints=self.fingerprint,
+        )
+        return Pipeline(self.dispatch, self.files, surroundings)
+
+    def write_shards(self, state: State, arm: str | None = None) -> list[Shard]:
+        """Lay out what the shards keep; of an arm the training side alone."""
+        tasks = [self._write_task(shard, arm) for shard in state]
+        rows = [shard.count for shard in state]
+        return self.dispatch.run(tasks, "writing examples", sum(rows), rows)
 
     def refuse_empty(self, written: Sequence[Shard]) -> None:
         """Raise DataError where no record is left to train on."""
@@ -177,7 +243,7 @@ class Coordinator:
         """The shards' files under their final names, numbered without gaps on each side."""
         taken = self._take_shards(written)
         entries: list[FileEntry] = []
-        for side in SIDES.values():
+        for side in SIDES:
             keeping = [pair for pair in zip(taken, written, strict=True) if pair[1].summary["sides"][side]["examples"]]
             for number, (folder, shard) in enumerate(keeping):
                 names = {
@@ -202,63 +268,113 @@ class Coordinator:
         taking = self.output / STAGING / "taken"
         return [self.files.take(shard.uri, taking / shard_name(number)) for number, shard in enumerate(written)]
 
-    def report_dropped(self, clean: Sequence[Shard]) -> None:
-        dropped = sum(shard.summary["droppedPairs"] for shard in clean)
+    def report_dropped(self, written: Sequence[Shard]) -> None:
+        dropped = sum(shard.summary["droppedPairs"] for shard in written)
         if dropped:
-            self._report(
-                "cleaning and tokenising",
+            self.dispatch.report(
+                "writing examples",
                 message=f"{dropped:,} exchanges longer than training.sequenceLength were left out of records of which other exchanges "
                 "are kept (meta.droppedPairs says which).",
             )
 
     # -- tasks -----------------------------------------------------------------------------------------------------------------
 
+    @property
+    def _measure(self) -> dict[str, Any]:
+        """What decides lengths and tokens, but for the tokenizer itself."""
+        return {
+            "system": self.spec.data.system,
+            "template": self.spec.data.template,
+            "templateVariants": self.spec.data.template_variants,
+            "newTokens": self.spec.training.lora.new_tokens,
+        }
+
+    @property
+    def _scores(self) -> tuple[str, ...]:
+        """Scores that steps choose by, of which some are computed when they are asked for."""
+        return tuple(dict.fromkeys(step.options.score for step in self.steps if step.kind == "threshold"))
+
     def _read_task(self, file: SourceFile) -> Task:
         source = self.spec.data.sources[file.source]
+        if source.generate is not None:
+            return self._generate_task(file)
         task = {"format": source.format.value, "name": file.name, "shardRecords": self.spec.data.shard_records}
-        key = digest_json(task | {"content": file.fingerprint, "code": code_version()})
         return task | {
             "task": "read",
             "uri": file.uri,
             "secret": secret_variable(source),
-            "allowHttp": self.spec.data.allow_http,
-            "folder": join_uri(self.shard_cache, f"raw-{key[:32]}"),
+            "folder": self.dispatch.name_folder("raw", task | {"content": file.fingerprint}, is_kept=True),
         }
 
-    def _clean_task(self, part: RawPart) -> Task:
+    def _generate_task(self, file: SourceFile) -> Task:
+        data = self.spec.data
+        source = data.sources[file.source].model_dump(mode="json", by_alias=True)
+        decides = {"source": source, "shardRecords": data.shard_records, "seed": data.seed}
+        hangs_on = decides | {"content": file.fingerprint}
+        return decides | {
+            "task": "generate",
+            "uri": file.uri,
+            "context": self.pipeline.given.context,
+            "folder": self.dispatch.name_folder("raw", hangs_on, is_kept=True),
+        }
+
+    def _clean_task(self, part: RawPart, leading: Sequence[PlannedStep]) -> Task:
         spec, source = self.spec, self.spec.data.sources[part.file.source]
         layout = source.model_dump(mode="json", by_alias=True, include={"format", "columns", "profile", "html"})
-        task: Task = {
+        if source.generate is not None:
+            layout = {"format": DataFormat.ALPACA.value, "html": "never"}
+        name = self.plan.source_names[part.file.source]
+        steps = [step for step in leading if Segment((step,)).concerns(name)]
+        decides: Task = {
             "source": {"uri": "-", **{k: v for k, v in layout.items() if v is not None}},
-            "sourceName": self.plan.source_names[part.file.source],
+            "sourceName": name,
             "file": part.file.name,
-            "system": spec.data.system,
-            "sequenceLength": spec.training.sequence_length,
-            "longRecords": spec.data.long_records,
             "domains": spec.data.domains,
-            "template": spec.data.template,
-            "newTokens": spec.training.lora.new_tokens,
+            "steps": [dump_step(step) for step in steps],
+            **self._measure,
         }
         # Domains match in the manifest's order, which a digest of a mapping would not see.
-        order = list(spec.data.domains)
-        key = digest_json(
-            task
-            | {
-                "rows": part.sha256,
-                "tokenizer": self.plan.tokenizer_digest,
-                "code": code_version(),
-                "domainOrder": order,
-            }
-        )
-        return task | {
+        hangs_on = decides | {
+            "rows": part.sha256,
+            "tokenizer": self.plan.tokenizer_digest,
+            "domainOrder": list(spec.data.domains),
+            "files": [self.fingerprint(step) for step in steps],
+        }
+        return decides | {
             "task": "clean",
             "raw": part.uri,
             "rows": part.name,
             "tokenizer": self.base,
-            "folder": join_uri(self.shard_cache, f"clean-{key[:32]}"),
+            "needsBase": False,
+            "context": self.pipeline.given.context,
+            "folder": self.dispatch.name_folder("clean", hangs_on, is_kept=True),
         }
 
-    def _find_thresholds(self, shared: Task, ranges: int) -> list[int]:
+    def _ranged_task(self, kind: str, decides: Task, known: str) -> Task:
+        """A task over all clean shards; `known` is the listing's digest."""
+        folder = self.dispatch.name_folder(kind, decides | {"listing": known}, is_kept=False)
+        return decides | {"task": kind, "listing": self.listing, "folder": folder}
+
+    def _write_task(self, shard: ShardState, arm: str | None) -> Task:
+        data = self.spec.data
+        decides: Task = {
+            "records": shard.records,
+            "shard": shard.number,
+            "drops": [drops.to_json() for drops in shard.drops],
+            "rejected": list(shard.rejected),
+            "isArm": arm is not None,
+            "sequenceLength": self.spec.training.sequence_length,
+            "longRecords": data.long_records,
+            "domains": data.domains,
+            "seed": data.seed,
+            "evaluationFraction": data.evaluation_fraction,
+            "scores": list(self._scores),
+            **self._measure,
+        }
+        folder = join_uri(self.staging, f"{arm}-{shard_name(shard.number)}" if arm else shard_name(shard.number))
+        return decides | {"task": "write", "listing": self.listing, "folder": folder, "tokenizer": self.base}
+
+    def _find_thresholds(self, shared: Task, ranges: int, known: str) -> list[int]:
         """The largest order that each source lets in, by its weight and its maxRecords."""
         sources = self.spec.data.sources
         thresholds = [threshold_of(source.weight) for source in sources]
@@ -266,16 +382,10 @@ class Coordinator:
         if not limits:
             return thresholds
         tasks = [
-            shared
-            | {
-                "task": "cap",
-                "folder": join_uri(self.staging, f"cap-{number:05d}"),
-                "partition": number,
-                "maxRecords": limits,
-            }
+            self._ranged_task("cap", {**shared, "partition": number, "maxRecords": limits}, known)
             for number in range(ranges)
         ]
-        shards = self._run(tasks, "capping sources", len(tasks), unit="ranges")
+        shards = self.dispatch.run(tasks, "capping sources", len(tasks), unit="ranges")
         for source, limit in limits.items():
             name = f"{source}.npy"
             orders = [np.load(self.files.fetch(shard.uri, [name]) / name) for shard in shards]
@@ -284,41 +394,16 @@ class Coordinator:
                 thresholds[int(source)] = min(thresholds[int(source)], int(smallest[-1]))
         return thresholds
 
-    def _run(
-        self,
-        tasks: Sequence[Task],
-        activity: str,
-        total: int | None,
-        rows: Sequence[int] | None = None,
-        unit: str = "records",
-    ) -> list[Shard]:
-        """Do the tasks, reporting the rows that are done; `rows` says how many each task has."""
-        done = [0] * len(tasks)
-
-        def on_rows(number: int, count: int) -> None:
-            done[number] = count
-            self._report(activity, sum(done), total, unit)
-
-        def on_done(number: int, shard: Shard) -> None:
-            counted = shard.summary.get("rows")
-            done[number] = rows[number] if rows else sum(counted) if isinstance(counted, list) else 1
-            self._report(activity, sum(done), total, unit)
-
-        self._report(activity, 0, total, unit)
-        return self.runner.run(tasks, on_rows, on_done)
-
-    def _report(
-        self, activity: str, done: float = 0, total: float | None = None, unit: str = "records", message: str = ""
-    ) -> None:
-        self.on_progress(Progress(PHASE, activity, done, total, unit, message))
-
-    def _write_listing(self, parts: Sequence[RawPart], clean: Sequence[Shard]) -> None:
-        listing = {
+    def _write_listing(self, parts: Sequence[RawPart], clean: Sequence[Shard]) -> str:
+        """Write down all clean shards for the tasks that look across them; its digest."""
+        listing: dict[str, Any] = {
             "shards": [shard.uri for shard in clean],
             "shardSources": [part.file.source for part in parts],
             "origins": [{"file": p.file.name, "source": self.plan.source_names[p.file.source]} for p in parts],
         }
         write_file(self.listing, orjson.dumps(listing))
+        names = [uri.rpartition("/")[2] for uri in listing["shards"]]
+        return digest_json(listing | {"shards": names})
 
     def _write_rejected(self, shards: Sequence[Shard]) -> Path:
         return self._join_rejected([self.files.fetch(shard.uri, [REJECTED_FILE]) / REJECTED_FILE for shard in shards])

@@ -1,16 +1,22 @@
 """What the shards of a preparation add up to: counts by source, reason and side, statistics, samples. Touches no disk."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llamero.data.lengths import LengthCounts, Statistics, build_histograms, build_statistics, choose_sequence_length
+from llamero.data.pipeline import State
+from llamero.data.rejections import BUILT_IN, CAPS, CUT, EQUAL, PARSE
+from llamero.data.scoring import build_histograms as build_score_histograms
+from llamero.data.segments import split_steps
 from llamero.data.shards import Shard
-from llamero.data.sources import DataPlan, SourceFile
-from llamero.data.tasks import SAMPLES_PER_REASON, SIDES
+from llamero.data.sources import NO_TOKENIZER, DataPlan, SourceFile
+from llamero.data.taskfiles import SAMPLES_PER_REASON, SIDES, merge_counts
 from llamero.spec.job import FineTuneJobSpec
+from llamero.spec.profiles import PlannedStep
 from llamero.spec.records import RejectionReason
-from llamero.spec.results import DataResult, FileEntry, RejectedSample, SourceCounts, SplitCounts
+from llamero.spec.results import DataResult, FileEntry, FunnelStep, RejectedSample, SourceCounts, SplitCounts
 
 
 @dataclass(frozen=True)
@@ -27,21 +33,25 @@ class RawPart:
 def build_result(
     spec: FineTuneJobSpec,
     plan: DataPlan,
+    steps: Sequence[PlannedStep],
     parts: Sequence[RawPart],
     clean: Sequence[Shard],
+    state: State,
     written: Sequence[Shard],
     files: list[FileEntry],
     seconds: float,
 ) -> DataResult:
-    """The result of a finished preparation; `clean` and `written` are the parts' shards, in their order."""
+    """The result of a finished preparation; `clean`, `state` and `written` are the parts', in their order."""
     read, kept = merge_statistics(clean), merge_statistics(written)
     domains = list(spec.data.domains)
+    unit = "words" if plan.tokenizer_digest == NO_TOKENIZER else "tokens"
     # What a longer sequence would let in counts, too: else no choice could ever look too short.
     wanted = kept.overall.total
-    for shard in clean:
+    for shard in written:
         wanted.merge(LengthCounts.from_json(shard.summary["tooLong"]))
-    recommended, choices = choose_sequence_length(wanted)
-    sides = {side: _sum_side(written, side) for side in SIDES.values()}
+    recommended, choices = choose_sequence_length(wanted) if unit == "tokens" else (0, [])
+    sides = {side: sum_side(written, side) for side in SIDES}
+    summaries = [summary for shard in state for summary in shard.ledger] + [shard.summary for shard in written]
     return DataResult(
         digest=plan.digest,
         files=files,
@@ -60,7 +70,35 @@ def build_result(
         seconds=round(seconds, 3),
         shards=len(clean),
         reused_shards=sum(shard.is_reused for shard in clean),
+        unit=unit,
+        funnel=build_funnel(steps, [*(shard.summary for shard in clean), *summaries]),
+        scores=build_score_histograms((summary["scores"] for summary in summaries), steps),
     )
+
+
+def build_funnel(steps: Sequence[PlannedStep], summaries: Sequence[Mapping[str, Any]]) -> list[FunnelStep]:
+    """What each step did, built-in ones in their places, from all shards' tallies; the first step is the reading."""
+    whole: dict[str, Any] = {"dropped": {}, "changed": {}}
+    for summary in summaries:
+        merge_counts(whole, summary["tally"])
+    left = sum(summary.get("read", 0) for summary in summaries)
+    leading, _ = split_steps(steps)
+    before, after = steps[: len(leading)], steps[len(leading) :]
+    ordered: list[PlannedStep | str] = [PARSE, *before, EQUAL, CAPS, *after, CUT]
+    funnel = [FunnelStep(kind="read", before=left)]
+    for step in ordered:
+        key = step if isinstance(step, str) else str(step.number)
+        reasons = dict(sorted(whole["dropped"].get(key, {}).items()))
+        named = {"kind": key} if isinstance(step, str) else _name_step(step)
+        dropped = sum(reasons.values())
+        changed = whole["changed"].get(key, 0)
+        funnel.append(FunnelStep(**named, before=left, dropped=dropped, reasons=reasons, changed=changed))
+        left -= dropped
+    return [step for step in funnel if step.kind not in BUILT_IN or step.dropped or step.kind == PARSE]
+
+
+def _name_step(step: PlannedStep) -> dict[str, Any]:
+    return {"number": step.number, "kind": step.kind, "profile": step.profile, "place": step.place}
 
 
 def count_reasons(shards: Sequence[Shard]) -> Counter[str]:
@@ -88,7 +126,8 @@ def merge_statistics(shards: Sequence[Shard]) -> Statistics:
     return whole
 
 
-def _sum_side(written: Sequence[Shard], side: str) -> SplitCounts:
+def sum_side(written: Sequence[Shard], side: str) -> SplitCounts:
+    """What the shards hold of a side."""
     totals: Counter[str] = Counter({"records": 0, "examples": 0, "tokens": 0, "targetTokens": 0})
     for shard in written:
         totals.update(shard.summary["sides"][side])

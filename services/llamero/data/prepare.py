@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llamero.data.coordinator import STAGING, Coordinator, OnProgress
+from llamero.data.coordinator import STAGING, Coordinator
+from llamero.data.dispatch import OnProgress
 from llamero.data.errors import DataError as DataError
 from llamero.data.errors import NoSpaceError as NoSpaceError
 from llamero.data.pool import InlineRunner, TaskRunner, WorkerPool
+from llamero.data.segments import find_named, plan_data_steps
 from llamero.data.shards import code_version, remove_partials
 from llamero.data.shared import SharedFiles
+from llamero.data.sources import NO_TOKENIZER, SourceFile, find_files, fingerprint_named, name_sources
 from llamero.data.sources import DataPlan as DataPlan
-from llamero.data.sources import SourceFile, find_files, name_sources
 from llamero.spec.digest import data_recipe, digest_json
 from llamero.spec.job import DataFormat, FineTuneJobSpec
 from llamero.spec.names import MANIFEST_NAME
@@ -25,8 +27,11 @@ INLINE_BYTES = 2 << 20
 """Less data than this is prepared in the calling process: starting workers would take longer."""
 
 
-def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str) -> DataPlan:
-    """List and fingerprint the sources; no record is read. Raises DataError for a source that is missing or lacks columns."""
+def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str = NO_TOKENIZER) -> DataPlan:
+    """List and fingerprint the sources and the files that steps name; no record is read.
+
+    Without a tokenizer's digest lengths are counted in words. Raises DataError for a source or file that is missing, or lacks columns.
+    """
     names = name_sources(spec.data.sources)
     for index, source in enumerate(spec.data.sources):
         columns = source.columns
@@ -35,22 +40,25 @@ def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str) -> DataPlan:
                 f"data.sources[{index}] ({names[index]}) needs `columns` with `instruction` and `output`, or `messages`."
             )
     files = tuple(find_files(spec.data.sources, spec.data.allow_http))
+    steps = plan_data_steps(spec.data)
+    named = {uri: fingerprint_named(step.place, uri) for step in steps for uri in find_named(step)}
     digest = digest_json(
         {
             "recipe": data_recipe(spec),
             "newTokens": spec.training.lora.new_tokens,
             "files": [[f.source, f.name, f.fingerprint] for f in files],
+            "named": sorted(named.items()),
             "tokenizer": tokenizer_digest,
             "code": code_version(),
         }
     )
-    return DataPlan(digest, files, tuple(names), tokenizer_digest)
+    return DataPlan(digest, files, tuple(names), tokenizer_digest, tuple(named.items()))
 
 
 def prepare_data(
     spec: FineTuneJobSpec,
     plan: DataPlan,
-    base: Path | str,
+    base: Path | str | None,
     output: Path,
     shard_cache: Path | str,
     on_progress: OnProgress,
@@ -62,7 +70,8 @@ def prepare_data(
 ) -> DataResult:
     """Make `output` (records, tokens, rejected.jsonl, manifest.json last), or find it made.
 
-    `base` holds the tokenizer. The outcome's bytes depend on the plan alone, not on `workers` (default: data.workers).
+    `base` holds the tokenizer (and, for the step `score`, the weights); None where lengths are counted in words.
+    The outcome's bytes depend on the plan alone, not on `workers` (default: data.workers).
     With a `runner` whose workers are elsewhere (`queue.QueueRunner`) `base`, `shard_cache` and `staging` are folders or URIs that
     all of them see; `staging` is this preparation's alone. What lies in an object store is worked on in `scratch`.
     Raises DataError where the data or the machine's disk (NoSpaceError) won't do, StorageError where a shared storage fails;
@@ -77,7 +86,8 @@ def prepare_data(
     try:
         with _open_runner(plan, workers or spec.data.workers, runner) as chosen:
             files = SharedFiles(scratch)
-            coordinator = Coordinator(spec, plan, str(base), output, cache, stage, chosen, files, on_progress)
+            root = None if base is None else str(base)
+            coordinator = Coordinator(spec, plan, root, output, cache, stage, chosen, files, on_progress)
             return coordinator.prepare(started)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

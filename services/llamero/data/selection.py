@@ -16,14 +16,14 @@ INDEX_DTYPE = np.dtype(
         ("hi", "<u8"),  # content hash, first half; a shard's index is sorted by it
         ("lo", "<u8"),
         ("prompt", "<u8"),
-        ("row", "<u4"),  # number of the record among the shard's candidates
+        ("row", "<u4"),  # of the raw shard
         ("line", "<i8"),  # of the source's file
     ]
 )
 """One candidate of a shard."""
 
 VERDICT_DTYPE = np.dtype(
-    [("shard", "<u4"), ("row", "<u4"), ("verdict", "u1"), ("first_shard", "<u4"), ("first_line", "<i8")]
+    [("shard", "<u4"), ("row", "<u4"), ("verdict", "u1"), ("first_shard", "<u4"), ("first_row", "<u4")]
 )
 """What becomes of a candidate; `first_*` say which record a duplicate repeats."""
 
@@ -80,7 +80,7 @@ def distinct_orders(index: NDArray, sources: NDArray[np.uint32], source: int, se
     return order_for_caps(keys[:, 0], seed)
 
 
-def judge(index: NDArray, shards: NDArray[np.uint32], sources: NDArray[np.uint32], rule: SelectionRule) -> NDArray:
+def settle(index: NDArray, shards: NDArray[np.uint32], sources: NDArray[np.uint32], rule: SelectionRule) -> NDArray:
     """The verdicts on candidates of which all same ones are present.
 
     `index` [n] of INDEX_DTYPE; `shards` [n] in the order that decides which one is first; `sources` [n], ascending with it.
@@ -109,7 +109,7 @@ def judge(index: NDArray, shards: NDArray[np.uint32], sources: NDArray[np.uint32
     np.minimum.at(first_of_group, group[positions], positions)
     first_in_source = np.maximum.accumulate(np.where(new_source, np.arange(count), 0))
 
-    held_out = _is_held_out(index["prompt"], rule)
+    held_out = find_held_out(index["prompt"], rule.seed, rule.evaluation_fraction)
     verdict = np.where(held_out, Verdict.EVALUATION, Verdict.TRAIN).astype(np.uint8)
     repeats = np.where(new_source, first_of_group[group], first_in_source)
     is_duplicate = (~new_source) | (candidates & (first_of_group[group] != np.arange(count)))
@@ -117,20 +117,20 @@ def judge(index: NDArray, shards: NDArray[np.uint32], sources: NDArray[np.uint32
     verdict[is_duplicate] = Verdict.DUPLICATE
     verdicts["verdict"] = verdict
     verdicts["first_shard"][is_duplicate] = shards[repeats[is_duplicate]]
-    verdicts["first_line"][is_duplicate] = index["line"][repeats[is_duplicate]]
+    verdicts["first_row"][is_duplicate] = index["row"][repeats[is_duplicate]]
     return verdicts[np.lexsort((verdicts["row"], verdicts["shard"]))]
 
 
-def _is_held_out(prompts: NDArray[np.uint64], rule: SelectionRule) -> NDArray[np.bool_]:
-    if rule.evaluation_fraction <= 0:
+def find_held_out(prompts: NDArray[np.uint64], seed: int, evaluation_fraction: float) -> NDArray[np.bool_]:
+    """Which of the records with these prompt hashes belong to the evaluation side."""
+    if evaluation_fraction <= 0:
         return np.zeros(len(prompts), dtype=bool)
-    return mix(prompts, rule.seed, _SPLIT_SALT) <= np.uint64(threshold_of(rule.evaluation_fraction))
+    return mix(prompts, seed, _SPLIT_SALT) <= np.uint64(threshold_of(evaluation_fraction))
 
 
 def is_held_out(prompt: int, seed: int, evaluation_fraction: float) -> bool:
     """Whether the record with this prompt hash (64 bits) belongs to the evaluation side."""
-    rule = SelectionRule(seed, evaluation_fraction, ())
-    return bool(_is_held_out(np.array([prompt], dtype=np.uint64), rule)[0])
+    return bool(find_held_out(np.array([prompt], dtype=np.uint64), seed, evaluation_fraction)[0])
 
 
 def slice_partition(index: NDArray, partition: int, partitions: int) -> NDArray:

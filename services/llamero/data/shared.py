@@ -6,9 +6,10 @@ made is uploaded, its manifest last. What the files mean is left to the tasks.
 
 import hashlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +24,15 @@ from llamero.storage import (
     find_missing,
     is_local,
     join_uri,
+    list_files,
     list_names,
     local_path,
+    open_uri,
     read_file,
 )
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_COMPRESSIONS = frozenset({".gz", ".bz2", ".xz", ".zst"})
 _ATTEMPTS = 4
 _RETRY_SECONDS = 1.0
 
@@ -44,6 +48,12 @@ class SharedFiles:
 
     def __init__(self, scratch: Path | None = None) -> None:
         self._scratch = scratch
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SharedFiles) and other._scratch == self._scratch
+
+    def __hash__(self) -> int:
+        return hash(self._scratch)
 
     def read(self, uri: str, read_content: bool = False) -> Shard | None:
         """The committed shard, None where there is none or it is torn; contents are checked on a mounted folder alone."""
@@ -99,6 +109,20 @@ class SharedFiles:
         target = self._place("tokenizer", uri)
         return _try_often(lambda: download_folder(uri, target, _TOKENIZER_FILES))
 
+    def fetch_named(self, uri: str) -> Path:
+        """A local path of a file or folder that a step's options name; a copy stays in scratch for the next who asks."""
+        if is_local(uri):
+            return local_path(uri)
+        target = self._place("named", uri)
+        return target / name_copy(uri) if target.is_dir() else _try_often(lambda: copy_named(uri, target))
+
+    def fetch_base(self, uri: str) -> Path:
+        """A local folder with all files of a base model."""
+        if is_local(uri):
+            return local_path(uri)
+        target = self._place("base", uri)
+        return _try_often(lambda: download_folder(uri, target, ("*",)))
+
     def take(self, uri: str, target: Path) -> Path:
         """The shard's files, to move at will: renamed or copied to `target`, where no doubled task will look for them."""
         if not is_local(uri):
@@ -122,6 +146,36 @@ class SharedFiles:
             raise ValueError(f"a scratch folder is needed for {names[0]}")
         digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:24]
         return self._scratch / kind / digest
+
+
+def name_copy(uri: str) -> str:
+    """What a copy of a file or folder is called: its own name, without the suffix of a compression, which the copy has not."""
+    name = uri.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1] or "file"
+    return name.removesuffix(Path(name).suffix) if Path(name).suffix in _COMPRESSIONS else name
+
+
+def copy_named(uri: str, target: Path, token: str | None = None) -> Path:
+    """Copy a file, or a folder's files, into a new local folder as `name_copy` says. Raises StorageError."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=_make(target.parent)))
+    folder = uri.rstrip("/") + "/"
+    try:
+        for file in list_files(uri, token):
+            place = partial / name_copy(uri)
+            if file.startswith(folder):
+                place = place / file.removeprefix(folder)
+            _make(place.parent)
+            with open_uri(file, token) as stream, place.open("wb") as out:
+                shutil.copyfileobj(stream, out)
+        with suppress(OSError):  # another task of this worker was quicker
+            partial.rename(target)
+        return target / name_copy(uri)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def remove_file(uri: str) -> None:

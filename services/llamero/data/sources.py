@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from llamero.data.errors import DataError
+from llamero.spec.digest import digest_json
 from llamero.spec.job import DataSource
 from llamero.storage import StorageError, fingerprint_uri, list_files
 
+NO_TOKENIZER = "words"
 _HUB_TOKEN = "HF_TOKEN"
 _SUFFIXES = frozenset(
     {".gz", ".bz2", ".xz", ".zst", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".xml", ".txt"}
@@ -32,13 +34,15 @@ class SourceFile:
 class DataPlan:
     """What is to be prepared: the files of all sources as they stood, and the digest that names the outcome.
 
-    `tokenizer_digest` changes with the tokenizer and its template.
+    `tokenizer_digest` changes with the tokenizer and its template (NO_TOKENIZER: lengths are counted in words). `named` are the files
+    and folders that steps name, with their fingerprints.
     """
 
     digest: str
     files: tuple[SourceFile, ...]
     source_names: tuple[str, ...]
     tokenizer_digest: str
+    named: tuple[tuple[str, str], ...] = ()
 
 
 def name_sources(sources: Sequence[DataSource]) -> list[str]:
@@ -87,6 +91,9 @@ def find_files(sources: Sequence[DataSource], allow_http: bool = False) -> list[
             uris = list_files(source.uri, token)
             if len(uris) > 1:
                 uris = [u for u in uris if u.rsplit("/", 1)[-1].lower() not in _NO_DATA] or uris
+            if source.generate is not None:
+                files.append(_gather_seeds(index, name, source, uris, token))
+                continue
             files += [
                 SourceFile(index, uri, file_name, fingerprint_uri(uri, token, allow_http=allow_http))
                 for uri, file_name in zip(uris, _name_files(uris), strict=True)
@@ -96,6 +103,22 @@ def find_files(sources: Sequence[DataSource], allow_http: bool = False) -> list[
                 f"data.sources[{index}] ({name}) can't be read: {error} Mend the uri, or put the file there."
             ) from error
     return files
+
+
+def _gather_seeds(index: int, name: str, source: DataSource, uris: Sequence[str], token: str | None) -> SourceFile:
+    """The seeds of a source whose records a model makes, as one file: they are read together."""
+    prints = [fingerprint_uri(uri, token) for uri in uris]
+    return SourceFile(index, source.uri, f"{name} (generated)", digest_json(prints))
+
+
+def fingerprint_named(place: str, uri: str) -> str:
+    """What changes with the content of a file or folder that a step names. Raises DataError where it is missing."""
+    try:
+        return digest_json([[file.removeprefix(uri), fingerprint_uri(file)] for file in list_files(uri)])
+    except StorageError as error:
+        raise DataError(
+            f"{place} names {uri}, which can't be read: {error} Mend the uri, or put the file there."
+        ) from error
 
 
 def _name_files(uris: Sequence[str]) -> list[str]:

@@ -44,6 +44,8 @@ class Prepared:
 
 
 def build_spec(sources: list[dict[str, Any]], sequence_length: int = 512, **data: Any) -> FineTuneJobSpec:
+    """A job of these sources with no steps but those that are given: what the default recipe does is a subject of its own."""
+    data.setdefault("steps", [])
     return FineTuneJobSpec.model_validate(
         {
             "baseModel": {"uri": "/base"},

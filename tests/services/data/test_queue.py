@@ -27,7 +27,7 @@ from llamero.data.worker import SPACE, STORAGE
 from llamero.storage import StorageError
 
 WORKER = Path(__file__).parent / "spool_worker.py"
-KINDS = ["read", "clean", "cap", "judge", "write"]
+KINDS = ["read", "clean", "cap", "settle", "write"]
 
 
 class Spool:

@@ -10,7 +10,7 @@ from llamero.data.selection import (
     SelectionRule,
     Verdict,
     distinct_orders,
-    judge,
+    settle,
     mix,
     order_for_caps,
     select_smallest,
@@ -42,7 +42,7 @@ def build(contents: list[tuple[int, int]], shard_size: int) -> tuple[np.ndarray,
 
 def verdicts_by_line(contents: list[tuple[int, int]], rule: SelectionRule, shard_size: int = 1000) -> list[int]:
     index, shards, sources = build(contents, shard_size)
-    verdicts = judge(index, shards, sources, rule)
+    verdicts = settle(index, shards, sources, rule)
     order = np.lexsort((index["row"], shards))
     assert [(v["shard"], v["row"]) for v in verdicts] == [(shards[i], index["row"][i]) for i in order]
     return [int(v) for v in verdicts["verdict"]]
@@ -55,11 +55,11 @@ def rule(fraction: float = 0.0, caps: tuple[int, ...] = (ALL, ALL, ALL), seed: i
 def test_the_first_of_the_same_records_stays_and_the_others_say_which():
     contents = [(0, 7), (0, 8), (0, 7), (1, 8), (1, 9)]
     index, shards, sources = build(contents, 10)
-    verdicts = judge(index, shards, sources, rule())
+    verdicts = settle(index, shards, sources, rule())
     assert [Verdict(v) for v in verdicts["verdict"]] == [
         Verdict.TRAIN, Verdict.TRAIN, Verdict.DUPLICATE, Verdict.DUPLICATE, Verdict.TRAIN
     ]  # fmt: skip
-    assert list(verdicts["first_line"][2:4]) == [1, 2]
+    assert list(verdicts["first_row"][2:4]) == [0, 1]
     assert list(verdicts["first_shard"][2:4]) == [0, 0]
 
 
@@ -118,7 +118,7 @@ def test_the_same_prompt_is_never_on_both_sides(contents, fraction):
 def test_ranges_of_hashes_judged_apart_agree_with_all_at_once(contents, ranges):
     index, shards, sources = build(contents, 10)
     decide = rule(0.3, (threshold_of(0.6), ALL, ALL))
-    whole = judge(index, shards, sources, decide)
+    whole = settle(index, shards, sources, decide)
     order = np.argsort(index["hi"], kind="stable")
     index, shards, sources = index[order], shards[order], sources[order]
     parts = []
@@ -126,7 +126,7 @@ def test_ranges_of_hashes_judged_apart_agree_with_all_at_once(contents, ranges):
     for number in range(ranges):
         size = len(slice_partition(index, number, ranges))
         piece = slice(seen, seen + size)
-        parts.append(judge(index[piece], shards[piece], sources[piece], decide))
+        parts.append(settle(index[piece], shards[piece], sources[piece], decide))
         seen += size
     assert seen == len(index)
     joined = np.concatenate(parts)
@@ -140,7 +140,7 @@ def test_a_share_is_held_out_and_the_seed_changes_which():
     index["prompt"] = mix(prompts, 0, 4)
     index["row"] = prompts
     zeros = np.zeros(len(prompts), np.uint32)
-    held = [judge(index, zeros, zeros, SelectionRule(s, 0.05, (ALL,)))["verdict"] == Verdict.EVALUATION for s in (0, 1)]
+    held = [settle(index, zeros, zeros, SelectionRule(s, 0.05, (ALL,)))["verdict"] == Verdict.EVALUATION for s in (0, 1)]
     assert held[0].mean() == pytest.approx(0.05, abs=0.003)
     assert (held[0] & held[1]).mean() == pytest.approx(0.0025, abs=0.001)
 
@@ -160,4 +160,4 @@ def test_a_cap_takes_the_first_distinct_records_of_the_hash_order():
 
 def test_nothing_is_judged_where_there_is_nothing():
     index, shards, sources = np.zeros(0, INDEX_DTYPE), np.zeros(0, np.uint32), np.zeros(0, np.uint32)
-    assert len(judge(index, shards, sources, rule())) == 0
+    assert len(settle(index, shards, sources, rule())) == 0

@@ -1,6 +1,6 @@
 """A record on its way through the steps, and why one is dropped.
 
-Records files are JSONL of `Record.to_dict`. Plain frozen dataclasses: there are millions of them.
+Records files are JSONL of `Record.to_dict` (fields that hold nothing may be left out). Plain frozen dataclasses: there are millions of them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ class Record:
     """One record. `row` is its place in its raw shard, `line` the 1-based place in the source's file.
 
     `messages` end with an assistant's turn; `input` belongs to the first user turn of a single exchange. `meta` goes along into the
-    outcome (a rewrite keeps the original there); `scores` are what steps measured, by the names of `spec.steps.SCORES`.
+    outcome (a rewrite keeps the original there); `scores` are what steps measured, by the names of `spec.steps.SCORES`. `id` is the hash
+    of the content as it was when equal records were looked for, in hex; empty before that. A system prompt of the manifest is not in it.
     """
 
     row: int
@@ -28,6 +29,7 @@ class Record:
     tags: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    id: str = ""
 
     @property
     def prompt(self) -> str:
@@ -74,7 +76,7 @@ class Record:
             "line": self.line,
             "messages": [{"role": m.role, "content": m.content} for m in self.messages],
         }
-        for name in ("input", "tags", "meta", "scores"):
+        for name in ("input", "tags", "meta", "scores", "id"):
             if value := getattr(self, name):
                 row[name] = value
         return row
@@ -91,6 +93,7 @@ class Record:
             tags=tuple(row.get("tags", ())),
             meta=row.get("meta", {}),
             scores=row.get("scores", {}),
+            id=row.get("id", ""),
         )
 
 
@@ -124,7 +127,10 @@ class StepContext:
 
     `base` is a local folder with tokenizer and weights, None where the preparation has no model. `answers` is the URI of the folder in
     which answers of language models are cached, shared by all workers and runs of the job; `workers` how many share rate limits.
-    `fetch(uri)` gives a local path of a file that the step's options name (word lists, evaluation sets).
+    `fetch(uri)` gives a local path of a file or folder that the step's options name (word lists, evaluation sets, models); a set
+    step's tasks call `files.fetch_named(uri)` for the same. What lies elsewhere was copied to the shared shards before.
+    `allow_http` is `data.allowHttp`; `preparation` names what a model's `maxCost` and `maxTotalTokens` are for (empty: all that the step
+    ever spent in `answers`).
     """
 
     seed: int
@@ -132,6 +138,8 @@ class StepContext:
     answers: str
     workers: int
     fetch: "Fetch"
+    allow_http: bool = False
+    preparation: str = ""
 
 
 class Fetch(Protocol):

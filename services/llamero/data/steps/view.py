@@ -1,11 +1,13 @@
 """What set steps see and leave: the records of a shard that are still there, and tables of what is dropped.
 
 A view is JSON, since tasks carry it: `{"shard": n, "records": URI, "drops": [URI, …], "seed": n, "evaluationFraction": x, "sources": [names]}`.
-`records` is a folder with RECORDS_FILE, `drops` folders that earlier steps left with DROPS_FILE. What runs the tasks stands in the coordinator.
+`records` is a folder with RECORDS_FILE, and where the view says `"rows": true` with ROWS_FILE (which saves the work of telling the sides);
+`drops` folders that earlier steps left with DROPS_FILE. What runs the tasks stands in the pipeline.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,14 +16,29 @@ import orjson
 from numpy.typing import NDArray
 
 from llamero.data.content import hash_prompt
-from llamero.data.selection import is_held_out
+from llamero.data.selection import find_held_out, is_held_out
 from llamero.data.shards import Shard
 from llamero.data.shared import SharedFiles
 from llamero.data.steps.record import Record
 
 RECORDS_FILE = "records.jsonl"
+ROWS_FILE = "rows.npy"
 DROPS_FILE = "drops.npy"
 RULES_FILE = "rules.json"
+_DROPS_AT_ONCE = 65_536
+
+ROWS_DTYPE = np.dtype(
+    [
+        ("row", "<u4"),  # of the raw shard
+        ("line", "<i8"),  # of the source's file
+        ("hi", "<u8"),  # the record's id, first half
+        ("lo", "<u8"),
+        ("prompt", "<u8"),  # hash of the prompt as it is now
+        ("input", "<u4"),  # lengths, in tokens or words
+        ("output", "<u4"),
+    ]
+)
+"""One record of RECORDS_FILE, in its order."""
 
 View = dict[str, Any]
 Task = dict[str, Any]
@@ -70,6 +87,9 @@ def read_view(view: View, files: SharedFiles) -> Iterator[Seen]:
     """The records of a shard that are still there, of the view's sources where it names some, in the rows' order."""
     shard, wanted = view["shard"], frozenset(view.get("sources") or ())
     gone = read_dropped_rows(view, files)
+    if view.get("rows"):
+        yield from _read_known(view, files, shard, wanted, gone)
+        return
     folder = files.fetch(view["records"], [RECORDS_FILE])
     with (folder / RECORDS_FILE).open("rb") as lines:
         for line in lines:
@@ -79,6 +99,20 @@ def read_view(view: View, files: SharedFiles) -> Iterator[Seen]:
             record = Record.from_dict(row)
             prompt = int.from_bytes(hash_prompt(record.messages, record.input), "big")
             yield Seen(shard, record, is_held_out(prompt, view["seed"], view["evaluationFraction"]))
+
+
+def _read_known(view: View, files: SharedFiles, shard: int, wanted: frozenset[str], gone: set[int]) -> Iterator[Seen]:
+    """`read_view` where prompts are hashed already and lines need not be parsed to be left out."""
+    folder = files.fetch(view["records"], [RECORDS_FILE, ROWS_FILE])
+    rows = np.load(folder / ROWS_FILE, allow_pickle=False)
+    held_out = find_held_out(rows["prompt"], view["seed"], view["evaluationFraction"]).tolist()
+    with (folder / RECORDS_FILE).open("rb") as lines:
+        for line, row, side in zip(lines, rows["row"].tolist(), held_out, strict=True):
+            if row in gone:
+                continue
+            record = Record.from_dict(orjson.loads(line))
+            if not wanted or record.source in wanted:
+                yield Seen(shard, record, side)
 
 
 def read_dropped_rows(view: View, files: SharedFiles) -> set[int]:
@@ -103,19 +137,24 @@ def read_rules(uri: str, files: SharedFiles) -> list[str]:
 
 
 def write_drops(folder: Path, drops: Iterable[SetDrop]) -> int:
-    """Leave a table of drops in a task's folder; how many."""
+    """Leave a table of drops in a task's folder; how many. Holds the table (34 bytes a drop) in memory, not the drops."""
     rules: dict[str, int] = {}
-    rows = [
-        (
-            *drop.place,
-            rules.setdefault(drop.rule, len(rules)),
-            np.nan if drop.value is None else drop.value,
-            np.nan if drop.threshold is None else drop.threshold,
-            *(drop.other or drop.place),
-        )
-        for drop in drops
-    ]
-    table = np.sort(np.array(rows, dtype=DROP_DTYPE), order=["shard", "row"])
+    parts: list[NDArray] = [np.zeros(0, DROP_DTYPE)]
+    numbered = iter(drops)
+    while batch := list(islice(numbered, _DROPS_AT_ONCE)):
+        rows = [
+            (
+                *drop.place,
+                rules.setdefault(drop.rule, len(rules)),
+                np.nan if drop.value is None else drop.value,
+                np.nan if drop.threshold is None else drop.threshold,
+                *(drop.other or drop.place),
+            )
+            for drop in batch
+        ]
+        parts.append(np.array(rows, dtype=DROP_DTYPE))
+    table = np.concatenate(parts)
+    table = table[np.lexsort((table["row"], table["shard"]))]
     np.save(folder / DROPS_FILE, table)
     (folder / RULES_FILE).write_bytes(orjson.dumps(list(rules)))
     return len(table)
@@ -144,7 +183,7 @@ Plan = Generator[Round, list[Shard], list[str]]
 class SetContext:
     """What a set step's plan may know: the views of all shards, how many records each holds, and the step's surroundings.
 
-    `base`, `answers`, `workers`, `seed`: as in `StepContext` (as URIs).
+    `base`, `answers`, `workers`, `seed`: as in `StepContext` (as URIs). `domains`: lists of tags by domain, as in `DataSpec.domains`.
     """
 
     views: tuple[View, ...]
@@ -153,6 +192,7 @@ class SetContext:
     base: str | None
     answers: str
     workers: int
+    domains: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
