@@ -202,12 +202,14 @@ def pip_arguments(settings: PipSettings) -> Iterator[list[str]]:
         yield [f"--secret=id=pip,src={secret}", *(f"--volume={path}:{path}:ro" for path in settings.mounts)]
 
 
-def build(buildah: Buildah, name: str, base: str, tag: str, torch_index: str) -> str:
+def build(buildah: Buildah, name: str, base: str, tag: str, torch_index: str, data_extras: str = "data") -> str:
     """Builds one image; unchanged layers come from the cache. Gives its name."""
     image = image_name(name, tag)
     arguments = {"BASE": base, "VERSION": version(), "REVISION": revision()}
     if name == "trainer" and torch_index:
         arguments["TORCH_INDEX"] = torch_index
+    if name == "data":
+        arguments["EXTRAS"] = data_extras
     with pip_arguments(pip_settings()) as pip:
         buildah.run(
             *("bud", "--isolation", "chroot", "--layers", "--pull=false", "--format", "oci"),
@@ -264,6 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", help="base image with python3 ≥ 3.11 and venv (default: a Debian made here)")
     parser.add_argument("--tag", default="dev", help="tag of the images (default: dev)")
     parser.add_argument("--torch-index", default="", help="another pip index for torch, such as that of its CPU builds")
+    parser.add_argument(
+        "--data-extras",
+        default="data",
+        help="extras of the data image; `data,training` for data steps that need a model of their own (default: data)",
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.images if name not in IMAGES]
     if unknown:
@@ -275,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         base = options.base or ensure_base(buildah)
         for name in options.images or IMAGES:
-            image = build(buildah, name, base, options.tag, options.torch_index)
+            image = build(buildah, name, base, options.tag, options.torch_index, options.data_extras)
             say(f"Built {image}")
     except BuildError as error:
         say(str(error))

@@ -1,6 +1,6 @@
-"""Prints what one extra of pyproject.toml needs, a requirement a line, so that an image installs its dependencies before its source.
+"""Prints what extras of pyproject.toml need, a requirement a line, so that an image installs its dependencies before its source.
 
-Usage: requirements.py EXTRA [PYPROJECT]. Knows no versions: those are in constraints.txt.
+Usage: requirements.py EXTRA[,EXTRA…] [PYPROJECT]. Knows no versions: those are in constraints.txt.
 """
 
 import sys
@@ -8,10 +8,11 @@ import tomllib
 from pathlib import Path
 
 
-def requirements_of(extra: str, pyproject: Path) -> list[str]:
-    """What the package itself and the extra ask for. Raises KeyError for an extra that there is not."""
+def requirements_of(extras: str, pyproject: Path) -> list[str]:
+    """What the package itself and the extras (commas between) ask for. Raises KeyError for an extra that there is not."""
     project = tomllib.loads(pyproject.read_text())["project"]
-    return sorted({*project["dependencies"], *project["optional-dependencies"][extra]})
+    wanted = [line for extra in extras.split(",") for line in project["optional-dependencies"][extra]]
+    return sorted({*project["dependencies"], *wanted})
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class Dockerfile:
 def read_dockerfile(name: str) -> Dockerfile:
     text = (REPOSITORY / "images" / name / "Dockerfile").read_text()
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
+    for name_of, default in re.findall(r"^ARG (EXTRAS)=(\S+)", text, flags=re.MULTILINE):
+        text = text.replace(f"${{{name_of}}}", default).replace(f'".[{default}]"', f"'.[{default}]'")
     parts = [line.split(None, 1) for line in text.splitlines() if line.strip()]
     instructions = [(word, " ".join(arguments.split())) for word, arguments in parts]
     starts = [index for index, (word, _) in enumerate(instructions) if word == "FROM"]
