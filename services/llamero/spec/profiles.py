@@ -42,13 +42,17 @@ PROFILES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"diversity": {}},
     ),
     "alpagasus": ({"judge": {"models": []}},),
-    "instruction-mining": (),
+    "instruction-mining": (
+        {"mining": {"coefficients": {"answerWords": 8.257e-5, "neighbourDistance": -0.9350}, "intercept": 1.0694}},
+    ),
     "self-instruct": (
         {"instructions": {}},
+        {"duplicates": {"by": "record", "conflicting": "drop-instruction"}},
         {"nearDuplicates": {"field": "prompt", "verify": "rouge-l", "threshold": 0.7}},
     ),
     "alpaca": (
         {"instructions": {"blockedWords": [*SELF_INSTRUCT_BLOCKED_WORDS, *ALPACA_BLOCKED_WORDS]}},
+        {"duplicates": {"by": "record", "conflicting": "drop-instruction"}},
         {"nearDuplicates": {"field": "prompt", "verify": "rouge-l", "threshold": 0.7}},
     ),
     "none": (),

@@ -145,6 +145,7 @@ class ContentStep(SpecModel):
     max_boilerplate_fraction: Share | None = Field(
         None, description="Share of a field's lines that are navigation, adverts, cookie or share notices."
     )
+    min_lines: int = Field(3, ge=1, description="Fields with fewer lines are not searched for boilerplate.")
     min_lexical_richness: float | None = Field(
         None,
         ge=0,
@@ -160,7 +161,7 @@ class ContentStep(SpecModel):
         "(English).",
     )
     short_text_words: int = Field(
-        50, ge=1, description="Richness, readability and spelling of answers with fewer words are not judged."
+        50, ge=1, description="Richness, readability and spelling of answers with fewer words (for spelling, lower-case ones) are not judged."
     )
 
 
@@ -347,9 +348,15 @@ class DuplicatesStep(SpecModel):
     )
     keep: Literal["first", "longest", "best"] = Field(
         "longest",
-        description="Which of them stays: the first, the one with the longest answer, or the best by `score`.",
+        description="Which of them stays: the first, the one with the longest answer, or the best by `score`. A held-out "
+        "record stays before any other.",
     )
     score: Text | None = Field(None, description="For `best`: a score's name.")
+    conflicting: Literal["keep", "drop", "drop-instruction"] = Field(
+        "keep",
+        description="What becomes of records of one instruction that give the same input (not none) different answers. "
+        "drop: they all go. drop-instruction: so do all others of the instruction (Self-Instruct, code).",
+    )
 
 
 class NearDuplicatesStep(SpecModel):
@@ -370,7 +377,7 @@ class NearDuplicatesStep(SpecModel):
     keep: Literal["best", "longest", "first"] = Field(
         "longest",
         description="Which of a cluster stays: the best by `score`, the one with the longest answer, or the first. Of "
-        "equal ones the first.",
+        "equal ones the one with the smallest content hash. A held-out record stays before any other.",
     )
     score: Text | None = Field(None, description="For `best`: a score's name.")
 
