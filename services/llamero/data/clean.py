@@ -144,6 +144,7 @@ def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mess
 
 
 def _parse_row(number: int, row: Row, options: CleanOptions, counts: CleanCounts) -> _Parsed | Rejected:
+    options = replace(options, file=row.file) if row.file else options
     if isinstance(row, BrokenRow):
         return _reject_row(number, row.line, RejectionReason.MALFORMED, row.detail, row.text, options, counts)
     reader = READERS[options.source.format]
@@ -157,7 +158,10 @@ def _parse_row(number: int, row: Row, options: CleanOptions, counts: CleanCounts
         return _Parsed(_build_record(number, row.line, draft, options), None)
     except RowError as error:
         if error.draft is None:
-            return _reject_row(number, row.line, error.reason, error.detail, show_bytes(row.json), options, counts)
+            rejected = _reject_row(number, row.line, error.reason, error.detail, show_bytes(row.json), options, counts)
+            ruled = {"rule": error.rule, "value": error.value, "threshold": error.threshold}
+            rejected.line.update({name: value for name, value in ruled.items() if value is not None})
+            return rejected
         shown = error.draft if draft is not None else normalise_draft(error.draft, html)
         return _Parsed(_build_record(number, row.line, shown, options), error)
 

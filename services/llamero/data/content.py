@@ -34,8 +34,10 @@ def hash_content(messages: Sequence[Message], input: str) -> bytes:
 
 
 def hash_prompt(messages: Sequence[Message], input: str) -> bytes:
-    """8 bytes of the first user turn and its input: what decides the side of the split."""
+    """8 bytes of the first user turn and its input: what decides the side of the split. Of a text without an instruction, of the text."""
     first = next(m.content for m in messages if m.role == "user")
+    if not first and not input:
+        first = next((m.content for m in messages if m.role == "assistant"), "")
     joined = fold_text(f"{first}\n{input}" if input else first)
     return blake2b(joined.encode(), digest_size=8).digest()
 

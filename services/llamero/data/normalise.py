@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from llamero.data.html import asks_for_markup, convert_html, is_html
-from llamero.data.readers.draft import Draft, RowError
+from llamero.data.readers.draft import UNLABELLED, Draft, RowError
 from llamero.spec.records import Message, RejectionReason
 
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
@@ -25,9 +25,10 @@ def normalise_draft(draft: Draft, html: str) -> Draft:
 
 
 def refuse_empty(draft: Draft) -> None:
-    """Raise RowError where a user turn or an assistant turn says nothing."""
+    """Raise RowError where a user turn or an assistant turn says nothing; a text that waits for its instruction has none to say."""
+    judged = ("assistant",) if draft.meta.get(UNLABELLED) else ("user", "assistant")
     for number, message in enumerate(draft.messages, 1):
-        if message.content or message.role not in ("user", "assistant"):
+        if message.content or message.role not in judged:
             continue
         reason = RejectionReason.EMPTY_PROMPT if message.role == "user" else RejectionReason.EMPTY_ANSWER
         where = (

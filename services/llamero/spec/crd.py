@@ -84,6 +84,16 @@ _TWINS = (
     f" self.sources.filter(b, {_given('b.name')} ? b.name == a.name : false).size() > 1 : false)"
 )
 
+# A source that is texts alone, and a step that writes their instructions.
+_IS_TEXT = (
+    f"s.format == 'records' && {_given('s.columns')} && !{_given('s.columns.messages')} && {_filled('s.columns.output')}"
+    f" && !{_filled('s.columns.instruction')} && !{_filled('s.columns.input')}"
+)
+_IS_LABELLED = (
+    f"{_given('self.steps')} && self.steps.exists(t, {_given('t.backTranslate')} &&"
+    f" (!{_filled('t.sources')} || ({_given('s.name')} && s.name in t.sources)))"
+)
+
 _BASE_RULES = (
     CelRule(
         ("spec", "baseModel"),
@@ -103,6 +113,12 @@ _DATA_RULES = (
         ("spec", "data"),
         f"{_TWINS}.size() == 0",
         expression=f"'`' + {_TWINS}[0].name + '` names another source already: choose another name'",
+        field=".sources",
+    ),
+    CelRule(
+        ("spec", "data"),
+        f"self.sources.all(s, !({_IS_TEXT}) || ({_IS_LABELLED}))",
+        "`output` alone is a text without an instruction: name the column of `instruction`, or add a `backTranslate` step that writes it",
         field=".sources",
     ),
     CelRule(
@@ -133,7 +149,7 @@ _DATA_RULES = (
     CelRule(
         _SOURCE,
         f"self.format != 'records' || !{_given('self.columns')} || {_given('self.columns.messages')} || "
-        f"({_filled('self.columns.instruction')} && {_filled('self.columns.output')})",
+        f"({_filled('self.columns.output')} && ({_filled('self.columns.instruction')} || !{_filled('self.columns.input')}))",
         "name the columns of `instruction` and `output`, or of `messages`",
         field=".columns",
     ),

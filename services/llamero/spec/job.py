@@ -61,6 +61,7 @@ class DataFormat(StrEnum):
     MESSAGES = "messages"
     STACKEXCHANGE = "stackexchange"
     DIALOG = "dialog"
+    SEED_TASKS = "seed-tasks"
     RECORDS = "records"
 
 
@@ -69,7 +70,9 @@ class ColumnMapping(SpecModel):
 
     instruction: ShortText | None = Field(None, description="Column of the prompt.")
     input: ShortText | None = Field(None, description="Column of additional input, joined to the prompt.")
-    output: ShortText | None = Field(None, description="Column of the answer.")
+    output: ShortText | None = Field(
+        None, description="Column of the answer; alone, of a text whose instruction a `backTranslate` step writes."
+    )
     messages: ShortText | None = Field(
         None, description="Column with a list of {role, content}, instead of the three above."
     )
@@ -88,8 +91,8 @@ class DataSource(SpecModel):
     )
     format: DataFormat = Field(
         description="alpaca (instruction, input, output), sharegpt (conversations of from/value), messages (role/content), "
-        "stackexchange (a dump's Posts.xml), dialog (a line a dialogue, turns ended by `__eou__`), or records (any JSONL, JSON, CSV or "
-        "Parquet with `columns`)."
+        "stackexchange (a dump's Posts.xml), dialog (a line a dialogue, turns ended by `__eou__`), seed-tasks (Self-Instruct's: "
+        "instruction, instances), or records (any JSONL, JSON, CSV or Parquet with `columns`)."
     )
     columns: ColumnMapping | None = Field(None, description="For `records`: which column is what.")
     profile: Literal["first-turn", "all-turns"] = Field(

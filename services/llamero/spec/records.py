@@ -102,5 +102,6 @@ class RejectionReason:
     DUPLICATE = "duplicate"
     TOO_LONG = "too-long"
     CAPPED = "capped"
+    GENERATE = "generate"  # what a language model made and the growing of the pool refused
 
     BROKEN = frozenset({MALFORMED, BAD_TURNS})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llamero.spec import step_rules
-from llamero.spec.job import SERVED_BY, DataFormat, FineTuneJob
+from llamero.spec.job import SERVED_BY, DataFormat, DataSource, FineTuneJob
 from llamero.spec.problems import Path as Path
 from llamero.spec.problems import Problem as Problem
 from llamero.spec.problems import Severity as Severity
@@ -60,7 +60,7 @@ def check_sources(job: FineTuneJob) -> Iterator[Problem]:
                 yield Problem((*path, "name"), f"`{source.name}` names another source already: choose another name")
             names.add(source.name)
         if source.format is DataFormat.RECORDS:
-            yield from _check_columns(source.columns, path)
+            yield from _check_columns(source.columns, path, _is_labelled_later(source, job))
         elif source.columns is not None:
             yield Problem(
                 (*path, "columns"),
@@ -73,7 +73,13 @@ def check_sources(job: FineTuneJob) -> Iterator[Problem]:
             )
 
 
-def _check_columns(columns: Any, path: Path) -> Iterator[Problem]:
+def _is_labelled_later(source: DataSource, job: FineTuneJob) -> bool:
+    """Whether a step writes the instructions of the source's texts."""
+    steps = (s for s in job.spec.data.steps if s.back_translate is not None)
+    return any(not s.sources or source.name in s.sources for s in steps)
+
+
+def _check_columns(columns: Any, path: Path, is_labelled_later: bool) -> Iterator[Problem]:
     if columns is None:
         yield Problem(
             (*path, "columns"), "format `records` needs `columns` with `instruction` and `output`, or `messages`"
@@ -81,7 +87,14 @@ def _check_columns(columns: Any, path: Path) -> Iterator[Problem]:
         return
     if columns.messages is not None and (columns.instruction or columns.input or columns.output):
         yield Problem((*path, "columns"), "give either `messages`, or `instruction`, `input` and `output`")
-    if columns.messages is None and not (columns.instruction and columns.output):
+    has_text = columns.output and not (columns.instruction or columns.input)
+    if columns.messages is None and has_text and not is_labelled_later:
+        yield Problem(
+            (*path, "columns"),
+            "`output` alone is a text without an instruction: name the column of `instruction`, or add a `backTranslate` step that writes it",
+        )
+        return
+    if columns.messages is None and not has_text and not (columns.instruction and columns.output):
         yield Problem((*path, "columns"), "name the columns of `instruction` and `output`, or of `messages`")
 
 

@@ -344,6 +344,29 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "records with messages": (source(format="records", columns={"messages": "m"}), 0),
     "records with both": (source(format="records", columns={"messages": "m", "input": "i"}), 1),
     "records with half a pair": (source(format="records", columns={"instruction": "q"}), 1),
+    "records that are texts, and nobody labels them": (source(format="records", columns={"output": "a"}), 1),
+    "records that are texts, labelled by a step": (
+        {
+            "data": {
+                "sources": [{"uri": "a.jsonl", "format": "records", "columns": {"output": "a"}}],
+                "steps": [{"backTranslate": {"model": {"url": "https://a/v1", "model": "m"}}}],
+            }
+        },
+        0,
+    ),
+    "records that are texts, and another source is labelled": (
+        {
+            "data": {
+                "sources": [
+                    {"uri": "a.jsonl", "format": "records", "columns": {"output": "a"}, "name": "texts"},
+                    {"uri": "b.json", "format": "alpaca", "name": "pairs"},
+                ],
+                "steps": [{"backTranslate": {"model": {"url": "https://a/v1", "model": "m"}}, "sources": ["pairs"]}],
+            }
+        },
+        1,
+    ),
+    "records with an input and no instruction": (source(format="records", columns={"input": "i", "output": "a"}), 1),
     "records with an empty name of a column": (source(format="records", columns={"instruction": "q", "output": ""}), 1),
     "columns of another format": (source(columns={"instruction": "q", "output": "a"}), 1),
     "no columns, said as null": (source(columns=None), 0),

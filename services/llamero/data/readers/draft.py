@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from llamero.spec.records import Message, RejectionReason
+
+UNLABELLED: Final = "unlabelled"
+"""In the meta of a text without an instruction, until one is written for it (step `backTranslate`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +21,25 @@ class Draft:
 
 
 class RowError(Exception):
-    """A row that yields no record: a reason of `RejectionReason` and a sentence. `draft` holds what could be read of it."""
+    """A row that yields no record: a reason of `RejectionReason` and a sentence. `draft` holds what could be read of it.
 
-    def __init__(self, reason: str, detail: str, draft: Draft | None = None) -> None:
+    `rule`, `value` and `threshold` say more where a rule with a number refused it (see `steps.record.Drop`).
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        draft: Draft | None = None,
+        rule: str | None = None,
+        value: float | None = None,
+        threshold: float | None = None,
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
         self.draft = draft
+        self.rule, self.value, self.threshold = rule, value, threshold
 
 
 def need_object(row: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llamero.data.readers.draft import Draft, RowError, as_text, make_exchange, need_object, read_tags
+from llamero.data.readers.draft import UNLABELLED, Draft, RowError, as_text, make_exchange, need_object, read_tags
 from llamero.data.readers.messages import read_turns
 from llamero.spec.job import ColumnMapping
 from llamero.spec.records import Message, RejectionReason
@@ -20,6 +20,8 @@ def parse_record(row: Any, columns: ColumnMapping) -> Draft:
         if system.strip() and not (turns and turns[0].role == "system"):
             turns = (Message("system", system), *turns)
         return Draft(turns, tags=tags, meta=meta)
+    if columns.output and not columns.instruction and not columns.input:
+        return _draft_text(as_text(find_column(row, columns.output), columns.output), system, tags, meta)
     # `input` is additional where there is an instruction, and the prompt itself where there is none.
     instruction = as_text(find_column(row, columns.instruction), columns.instruction) if columns.instruction else ""
     if columns.instruction:
@@ -28,6 +30,11 @@ def parse_record(row: Any, columns: ColumnMapping) -> Draft:
         given = as_text(find_column(row, columns.input or "input"), columns.input or "input")
     output = columns.output or "output"
     return make_exchange(instruction, given, as_text(find_column(row, output), output), system, tags=tags, meta=meta)
+
+
+def _draft_text(text: str, system: str, tags: tuple[str, ...], meta: dict[str, Any]) -> Draft:
+    """A text without an instruction: the answer to an empty prompt, which a step is going to write."""
+    return make_exchange("", "", text, system, tags=tags, meta={**meta, UNLABELLED: True})
 
 
 def has_column(row: Any, path: str) -> bool:
