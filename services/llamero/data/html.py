@@ -112,7 +112,12 @@ def convert_html(html: str) -> str:
     body = parser.body
     if body is None:
         return ""
-    return "\n\n".join(_render_blocks(body, 0)).strip("\n").rstrip()
+    return convert_tree(body)
+
+
+def convert_tree(node: LexborNode) -> str:
+    """An element of a parsed page as Markdown."""
+    return "\n\n".join(_render_blocks(node, 0)).strip("\n").rstrip()
 
 
 def _children(node: LexborNode) -> Iterator[LexborNode]:
