@@ -41,7 +41,9 @@ def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str = NO_TOKENIZER) -> Da
             )
     files = tuple(find_files(spec.data.sources, spec.data.allow_http))
     steps = plan_data_steps(spec.data)
-    named = {uri: fingerprint_named(step.place, uri) for step in steps for uri in find_named(step)}
+    named = {
+        uri: fingerprint_named(step.place, uri, spec.data.allow_http) for step in steps for uri in find_named(step)
+    }
     digest = digest_json(
         {
             "recipe": data_recipe(spec),
@@ -134,4 +136,5 @@ def _open_runner(plan: DataPlan, workers: int, given: TaskRunner | None) -> Iter
 
 
 def _is_little(files: Sequence[SourceFile]) -> bool:
-    return all(is_local(f.uri) for f in files) and sum(local_path(f.uri).stat().st_size for f in files) < INLINE_BYTES
+    uris = [uri for file in files for uri in file.uris]
+    return all(is_local(uri) for uri in uris) and sum(local_path(uri).stat().st_size for uri in uris) < INLINE_BYTES

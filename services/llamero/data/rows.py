@@ -32,10 +32,11 @@ _BLANK = b" \t\r\n"
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row: its 1-based number in the file and its JSON text without line ends."""
+    """One row: its 1-based number in the file and its JSON text without line ends. `file` is set where a shard has rows of several."""
 
     line: int
     json: bytes
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class BrokenRow:
     line: int
     detail: str
     text: str = ""
+    file: str = ""
 
 
 Row = RawRow | BrokenRow

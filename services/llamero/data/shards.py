@@ -160,20 +160,23 @@ def _newest_change(folder: Path) -> float:
 
 
 def write_raw_row(stream: IO[bytes], row: Row) -> None:
-    """One row as a line: its number, a tab and its JSON; a broken one's description after an exclamation mark."""
+    """One row as a line: its number (and its file as JSON), a tab and its JSON; a broken one's description after an exclamation mark."""
+    place = b"%d%b" % (row.line, orjson.dumps(row.file)) if row.file else b"%d" % row.line
     if isinstance(row, RawRow):
-        stream.write(b"%d\t%b\n" % (row.line, row.json))
+        stream.write(b"%b\t%b\n" % (place, row.json))
     else:
         described = orjson.dumps({"detail": row.detail, "text": row.text})
-        stream.write(b"%d\t!%b\n" % (row.line, described))
+        stream.write(b"%b\t!%b\n" % (place, described))
 
 
 def read_raw_rows(lines: Iterable[bytes]) -> Iterator[Row]:
     """What `write_raw_row` wrote."""
     for line in lines:
-        number, _, content = line.rstrip(b"\n").partition(b"\t")
+        place, _, content = line.rstrip(b"\n").partition(b"\t")
+        number, quote, name = place.partition(b'"')
+        file = orjson.loads(quote + name) if quote else ""
         if content.startswith(b"!"):
             described = orjson.loads(content[1:])
-            yield BrokenRow(int(number), described["detail"], described["text"])
+            yield BrokenRow(int(number), described["detail"], described["text"], file)
         else:
-            yield RawRow(int(number), content)
+            yield RawRow(int(number), content, file)

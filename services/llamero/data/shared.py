@@ -109,12 +109,16 @@ class SharedFiles:
         target = self._place("tokenizer", uri)
         return _try_often(lambda: download_folder(uri, target, _TOKENIZER_FILES))
 
-    def fetch_named(self, uri: str) -> Path:
+    def fetch_named(self, uri: str, *, allow_http: bool = False) -> Path:
         """A local path of a file or folder that a step's options name; a copy stays in scratch for the next who asks."""
         if is_local(uri):
             return local_path(uri)
         target = self._place("named", uri)
-        return target / name_copy(uri) if target.is_dir() else _try_often(lambda: copy_named(uri, target))
+        return (
+            target / name_copy(uri)
+            if target.is_dir()
+            else _try_often(lambda: copy_named(uri, target, allow_http=allow_http))
+        )
 
     def fetch_base(self, uri: str) -> Path:
         """A local folder with all files of a base model."""
@@ -154,7 +158,7 @@ def name_copy(uri: str) -> str:
     return name.removesuffix(Path(name).suffix) if Path(name).suffix in _COMPRESSIONS else name
 
 
-def copy_named(uri: str, target: Path, token: str | None = None) -> Path:
+def copy_named(uri: str, target: Path, token: str | None = None, *, allow_http: bool = False) -> Path:
     """Copy a file, or a folder's files, into a new local folder as `name_copy` says. Raises StorageError."""
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=_make(target.parent)))
     folder = uri.rstrip("/") + "/"
@@ -164,7 +168,7 @@ def copy_named(uri: str, target: Path, token: str | None = None) -> Path:
             if file.startswith(folder):
                 place = place / file.removeprefix(folder)
             _make(place.parent)
-            with open_uri(file, token) as stream, place.open("wb") as out:
+            with open_uri(file, token, allow_http=allow_http) as stream, place.open("wb") as out:
                 shutil.copyfileobj(stream, out)
         with suppress(OSError):  # another task of this worker was quicker
             partial.rename(target)

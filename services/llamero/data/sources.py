@@ -9,25 +9,53 @@ from pathlib import PurePosixPath
 from llamero.data.errors import DataError
 from llamero.spec.digest import digest_json
 from llamero.spec.job import DataSource
-from llamero.storage import StorageError, fingerprint_uri, list_files
+from llamero.storage import StorageError, fingerprint_uri, list_files, stamp_uri
 
 NO_TOKENIZER = "words"
 _HUB_TOKEN = "HF_TOKEN"
 _SUFFIXES = frozenset(
-    {".gz", ".bz2", ".xz", ".zst", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".xml", ".txt"}
+    {
+        ".gz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".jsonl",
+        ".json",
+        ".ndjson",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".xml",
+        ".txt",
+        ".zip",
+        ".tar",
+        ".tgz",
+    }
 )
+MANY_FILES = 64
+"""Of more files than this in a source, small ones are read together: RUN_FILES of them, or RUN_BYTES, in a task."""
+SMALL_FILE_BYTES, RUN_BYTES, RUN_FILES = 256 << 10, 8 << 20, 2000
 # What a folder may hold beside its data.
 _NO_DATA = frozenset({"readme", "readme.md", "license", "license.txt", "license.md", "dataset_infos.json", "_success"})
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source: `name` is how records call it, `fingerprint` changes with its content."""
+    """One file of a source: `name` is how records call it, `fingerprint` changes with its content, `stamp` (of a local one) tells at once
+    that it may have. Many small files are one, with those as its `members`.
+    """
 
     source: int
     uri: str
     name: str
     fingerprint: str
+    stamp: str | None = None
+    members: "tuple[SourceFile, ...]" = ()
+
+    @property
+    def uris(self) -> list[str]:
+        """Where its content lies."""
+        return [member.uri for member in self.members] or [self.uri]
 
 
 @dataclass(frozen=True)
@@ -92,12 +120,19 @@ def find_files(sources: Sequence[DataSource], allow_http: bool = False) -> list[
             if len(uris) > 1:
                 uris = [u for u in uris if u.rsplit("/", 1)[-1].lower() not in _NO_DATA] or uris
             if source.generate is not None:
-                files.append(_gather_seeds(index, name, source, uris, token))
+                files.append(_gather_seeds(index, name, source, uris, token, allow_http))
                 continue
-            files += [
-                SourceFile(index, uri, file_name, fingerprint_uri(uri, token, allow_http=allow_http))
+            found = [
+                SourceFile(
+                    index,
+                    uri,
+                    file_name,
+                    stamp=stamp_uri(uri),
+                    fingerprint=fingerprint_uri(uri, token, allow_http=allow_http),
+                )
                 for uri, file_name in zip(uris, _name_files(uris), strict=True)
             ]
+            files += _gather_small(found, source.uri) if len(found) > MANY_FILES else found
         except StorageError as error:
             raise DataError(
                 f"data.sources[{index}] ({name}) can't be read: {error} Mend the uri, or put the file there."
@@ -105,16 +140,48 @@ def find_files(sources: Sequence[DataSource], allow_http: bool = False) -> list[
     return files
 
 
-def _gather_seeds(index: int, name: str, source: DataSource, uris: Sequence[str], token: str | None) -> SourceFile:
+def _gather_small(files: Sequence[SourceFile], folder: str) -> list[SourceFile]:
+    """The files, runs of small local ones as one: a task of its own costs more than reading such a file."""
+    gathered: list[SourceFile] = []
+    run: list[SourceFile] = []
+    taken = 0
+
+    def close_run() -> None:
+        if len(run) > 1:
+            digest = digest_json([[file.name, file.fingerprint] for file in run])
+            name = f"{run[0].name} … {run[-1].name}"
+            gathered.append(SourceFile(run[0].source, folder, name, digest, members=tuple(run)))
+        else:
+            gathered.extend(run)
+
+    for file in files:
+        size = int(file.stamp.split("-")[0]) if file.stamp else SMALL_FILE_BYTES + 1
+        if run and (size > SMALL_FILE_BYTES or taken + size > RUN_BYTES or len(run) == RUN_FILES):
+            close_run()
+            run, taken = [], 0
+        if size > SMALL_FILE_BYTES:
+            gathered.append(file)
+            continue
+        run.append(file)
+        taken += size
+    close_run()
+    return gathered
+
+
+def _gather_seeds(
+    index: int, name: str, source: DataSource, uris: Sequence[str], token: str | None, allow_http: bool
+) -> SourceFile:
     """The seeds of a source whose records a model makes, as one file: they are read together."""
-    prints = [fingerprint_uri(uri, token) for uri in uris]
+    prints = [fingerprint_uri(uri, token, allow_http=allow_http) for uri in uris]
     return SourceFile(index, source.uri, f"{name} (generated)", digest_json(prints))
 
 
-def fingerprint_named(place: str, uri: str) -> str:
+def fingerprint_named(place: str, uri: str, allow_http: bool = False) -> str:
     """What changes with the content of a file or folder that a step names. Raises DataError where it is missing."""
     try:
-        return digest_json([[file.removeprefix(uri), fingerprint_uri(file)] for file in list_files(uri)])
+        return digest_json(
+            [[file.removeprefix(uri), fingerprint_uri(file, allow_http=allow_http)] for file in list_files(uri)]
+        )
     except StorageError as error:
         raise DataError(
             f"{place} names {uri}, which can't be read: {error} Mend the uri, or put the file there."
