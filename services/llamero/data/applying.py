@@ -6,7 +6,7 @@ refused as it is when it is read.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from llamero.data.readers.draft import Draft, RowError
 from llamero.data.rejections import StepName, Tally
 from llamero.data.selection import is_held_out
 from llamero.data.shared import SharedFiles
-from llamero.data.steps.record import Drop, Fetch, Record, RecordStep, StepContext
+from llamero.data.steps.record import Drop, Record, RecordStep, StepContext
 from llamero.data.steps.registry import build_record_step
 from llamero.spec.profiles import PlannedStep
 from llamero.spec.steps import DataStep
@@ -67,6 +67,15 @@ class Applier:
                 if result is not outcomes[i].record:
                     outcomes[i] = _take_result(outcomes[i], result, prepared.name, tally)
         return outcomes
+
+    def take_accounts(self) -> list[dict[str, Any]]:
+        """What steps that ask models did since this was asked last (`asking.ledger.Account.to_dict`)."""
+        taken: list[dict[str, Any]] = []
+        for prepared in self._steps:
+            accounts = getattr(prepared.step, "accounts", [])
+            taken += [account.to_dict() for account in accounts]
+            accounts.clear()
+        return taken
 
     def _sees(self, prepared: _Prepared, outcome: Outcome) -> bool:
         record = outcome.record
@@ -118,13 +127,26 @@ def open_applier(task: dict[str, Any], files: SharedFiles) -> Applier:
     """The record steps that a task names, built once a process."""
     context = task["context"]
     base = files.fetch_base(task["tokenizer"]) if task["needsBase"] and task["tokenizer"] else None
-    return _open(orjson.dumps(task["steps"]), orjson.dumps(context), base, files.fetch_named)
+    return _open(orjson.dumps(task["steps"]), orjson.dumps(context), base, files)
+
+
+def build_context(given: dict[str, Any], base: Path | None, files: SharedFiles) -> StepContext:
+    """A step's surroundings from what tasks carry of them (`pipeline.Surroundings.context`)."""
+    return StepContext(
+        seed=given["seed"],
+        base=base,
+        answers=given["answers"],
+        workers=given["workers"],
+        fetch=partial(files.fetch_named, allow_http=given["allowHttp"]),
+        allow_http=given["allowHttp"],
+        preparation=given["preparation"],
+    )
 
 
 @lru_cache(maxsize=8)
-def _open(steps: bytes, context: bytes, base: Path | None, fetch: Fetch) -> Applier:
+def _open(steps: bytes, context: bytes, base: Path | None, files: SharedFiles) -> Applier:
     given = orjson.loads(context)
-    surroundings = StepContext(given["seed"], base, given["answers"], given["workers"], fetch)
+    surroundings = build_context(given, base, files)
     planned = [load_step(row) for row in orjson.loads(steps)]
     prepared = [_Prepared(step, StepName.of(step), build_record_step(step, surroundings)) for step in planned]
     return Applier(prepared, given["seed"], given["evaluationFraction"])

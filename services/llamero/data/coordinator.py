@@ -6,6 +6,7 @@ The tasks' work stands in `tasks`, the manifest's steps in `pipeline`, the tasks
 import shutil
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import orjson
 
 from llamero.data.applying import dump_step
+from llamero.data.arms import WrittenArm, choose
 from llamero.data.dispatch import Dispatch, OnProgress
 from llamero.data.errors import DataError
-from llamero.data.outcome import RawPart, build_result, count_reasons, find_worst_sources
+from llamero.data.outcome import RawPart, add_accounts, build_result, count_reasons, find_worst_sources
 from llamero.data.pipeline import Pipeline, ShardState, State, Surroundings
 from llamero.data.pool import TaskRunner
 from llamero.data.segments import Segment, find_named, plan_data_steps, rename_files, split_steps
@@ -30,6 +32,7 @@ from llamero.data.taskfiles import (
     REJECTED_FILE,
     SIDES,
     TOKENS_FOLDER,
+    TRAIN,
     Task,
     raw_part_name,
 )
@@ -83,12 +86,15 @@ class Coordinator:
         clean = self.clean_shards(parts, leading)
         self.refuse_broken(parts, clean)
         state = self.settle_candidates(parts, clean)
-        state = self.pipeline.run(segments, state)
+        state, others = choose(self.pipeline, segments, state, self.spec.data.controls)
         written = self.write_shards(state)
         self.refuse_empty(written)
-        files = self.move_into_place(written)
+        arms = [WrittenArm(arm, self.write_shards(arm.state, arm.name)) for arm in others]
+        files = self.move_into_place(written, arms)
         result = build_result(
             self.spec, self.plan, self.steps, parts, clean, state, written, files, time.monotonic() - started
+        ).model_copy(
+            update={"arms": [arm.describe() for arm in arms], "asked": add_accounts(self.pipeline.asked)},
         )
         write_atomically(self.output / MANIFEST_NAME, orjson.dumps(result.to_json_dict(), option=orjson.OPT_INDENT_2))
         self.report_dropped(written)
@@ -126,7 +132,7 @@ class Coordinator:
             folder = join_uri(self.shard_cache, f"named-{fingerprint[:32]}")
 
             def build(partial: Path, uri: str = uri) -> dict[str, Any]:
-                copy_named(uri, partial / "files")
+                copy_named(uri, partial / "files", allow_http=self.spec.data.allow_http)
                 return {}
 
             self.files.commit(folder, build)
@@ -143,6 +149,7 @@ class Coordinator:
     def read_sources(self) -> list[RawPart]:
         tasks = [self._read_task(file) for file in self.plan.files]
         shards = self.dispatch.run(tasks, "reading sources", total=None)
+        self.pipeline.note_asked(shards)
         parts: list[RawPart] = []
         for file, shard in zip(self.plan.files, shards, strict=True):
             digests = {f.name: f.sha256 for f in shard.files}
@@ -204,7 +211,7 @@ class Coordinator:
         )
         return self.pipeline.note_drops([shard.uri for shard in settled], None, state)
 
-    @property
+    @cached_property
     def pipeline(self) -> Pipeline:
         data = self.spec.data
         surroundings = Surroundings(
@@ -218,6 +225,8 @@ class Coordinator:
             measure=self._measure,
             scores=self._scores,
             domains=data.domains,
+            allow_http=data.allow_http,
+            preparation=self.plan.digest,
             fingerprints=self.fingerprint,
         )
         return Pipeline(self.dispatch, self.files, surroundings)
@@ -239,34 +248,43 @@ class Coordinator:
             "with few records, lower data.evaluationFraction."
         )
 
-    def move_into_place(self, written: Sequence[Shard]) -> list[FileEntry]:
-        """The shards' files under their final names, numbered without gaps on each side."""
-        taken = self._take_shards(written)
+    def move_into_place(self, written: Sequence[Shard], arms: Sequence[WrittenArm]) -> list[FileEntry]:
+        """The shards' files under their final names, numbered without gaps on each side and in each arm."""
+        remove_file(self.listing)  # no task is wanted any more: a doubled one can't empty what is being moved
+        taken = self._take_shards(written, "chosen")
         entries: list[FileEntry] = []
         for side in SIDES:
-            keeping = [pair for pair in zip(taken, written, strict=True) if pair[1].summary["sides"][side]["examples"]]
-            for number, (folder, shard) in enumerate(keeping):
-                names = {
-                    f"{side}/{RECORDS_FILE}": f"{side}/{shard_name(number)}.jsonl",
-                    f"{side}/{TOKENS_FOLDER}/": f"{TOKENS_FOLDER}/{side}/{shard_name(number)}/",
-                }
-                for entry in shard.files:
-                    old = next((o for o in names if entry.name.startswith(o)), None)
-                    if old is None:
-                        continue
-                    new = names[old] + entry.name.removeprefix(old)
-                    (self.output / new).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.move(folder / entry.name, self.output / new)
-                    entries.append(FileEntry(name=new, size=entry.size, sha256=entry.sha256))
+            entries += self._place_side(written, taken, side, side)
+        for arm in arms:
+            folders = self._take_shards(arm.written, arm.arm.name)
+            entries += self._place_side(arm.written, folders, TRAIN, f"{ARMS_FOLDER}/{arm.arm.name}")
         rejected = self._join_rejected([folder / REJECTED_FILE for folder in taken])
         entries.append(FileEntry(name=REJECTED_FILE, size=rejected.stat().st_size, sha256=sha256_file(rejected)))
         return sorted(entries, key=lambda entry: entry.name)
 
-    def _take_shards(self, written: Sequence[Shard]) -> list[Path]:
-        """The shards' folders, each taken in one step, and no task is wanted any more: a doubled one can't empty what is being moved."""
-        remove_file(self.listing)
-        taking = self.output / STAGING / "taken"
+    def _take_shards(self, written: Sequence[Shard], name: str) -> list[Path]:
+        """The shards' folders, each taken in one step."""
+        taking = self.output / STAGING / "taken" / name
         return [self.files.take(shard.uri, taking / shard_name(number)) for number, shard in enumerate(written)]
+
+    def _place_side(self, written: Sequence[Shard], taken: Sequence[Path], side: str, target: str) -> list[FileEntry]:
+        """A side's files, moved to the folder `target` (tokens below TOKENS_FOLDER)."""
+        entries: list[FileEntry] = []
+        keeping = [pair for pair in zip(taken, written, strict=True) if pair[1].summary["sides"][side]["examples"]]
+        for number, (folder, shard) in enumerate(keeping):
+            names = {
+                f"{side}/{RECORDS_FILE}": f"{target}/{shard_name(number)}.jsonl",
+                f"{side}/{TOKENS_FOLDER}/": f"{TOKENS_FOLDER}/{target}/{shard_name(number)}/",
+            }
+            for entry in shard.files:
+                old = next((o for o in names if entry.name.startswith(o)), None)
+                if old is None:
+                    continue
+                new = names[old] + entry.name.removeprefix(old)
+                (self.output / new).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(folder / entry.name, self.output / new)
+                entries.append(FileEntry(name=new, size=entry.size, sha256=entry.sha256))
+        return entries
 
     def report_dropped(self, written: Sequence[Shard]) -> None:
         dropped = sum(shard.summary["droppedPairs"] for shard in written)
@@ -303,6 +321,10 @@ class Coordinator:
             "task": "read",
             "uri": file.uri,
             "secret": secret_variable(source),
+            "allowHttp": self.spec.data.allow_http,
+            "fingerprint": file.fingerprint,
+            "stamp": file.stamp,
+            "members": [[m.uri, m.name, m.fingerprint, m.stamp] for m in file.members],
             "folder": self.dispatch.name_folder("raw", task | {"content": file.fingerprint}, is_kept=True),
         }
 
@@ -322,7 +344,9 @@ class Coordinator:
         spec, source = self.spec, self.spec.data.sources[part.file.source]
         layout = source.model_dump(mode="json", by_alias=True, include={"format", "columns", "profile", "html"})
         if source.generate is not None:
-            layout = {"format": DataFormat.ALPACA.value, "html": "never"}
+            # What generating left is parsed by its own reader, which `generate` tells.
+            written = source.generate.model_dump(mode="json", by_alias=True)
+            layout = {"format": DataFormat.ALPACA.value, "html": "never", "generate": written}
         name = self.plan.source_names[part.file.source]
         steps = [step for step in leading if Segment((step,)).concerns(name)]
         decides: Task = {

@@ -201,7 +201,10 @@ def _tell_rejected(row: dict[str, Any], result: DataResult) -> Explained:
 
 def _tell_unknown(record: str, wanted: _Wanted, result: DataResult) -> str:
     if wanted.prefix:
-        return f"No record of this data has an id that begins with {wanted.prefix}: rows that could not be read have none, look for them by `source:line`."
+        return (
+            f"No record of this data has an id that begins with {wanted.prefix}: rows that could not be read have none, "
+            "look for them by `source:line`."
+        )
     names = [source.name for source in result.sources]
     if wanted.where not in names:
         return f"Nothing stands at {record}. The sources are {', '.join(names)}; a file is named as in rejected.jsonl."

@@ -16,7 +16,15 @@ from llamero.data.taskfiles import SAMPLES_PER_REASON, SIDES, merge_counts
 from llamero.spec.job import FineTuneJobSpec
 from llamero.spec.profiles import PlannedStep
 from llamero.spec.records import RejectionReason
-from llamero.spec.results import DataResult, FileEntry, FunnelStep, RejectedSample, SourceCounts, SplitCounts
+from llamero.spec.results import (
+    DataResult,
+    FileEntry,
+    FunnelStep,
+    ModelAccount,
+    RejectedSample,
+    SourceCounts,
+    SplitCounts,
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,15 @@ def build_result(
         funnel=build_funnel(steps, [*(shard.summary for shard in clean), *summaries]),
         scores=build_score_histograms((summary["scores"] for summary in summaries), steps),
     )
+
+
+def add_accounts(accounts: Sequence[Mapping[str, Any]]) -> list[ModelAccount]:
+    """What asking each model took, by what for."""
+    if not accounts:
+        return []
+    from llamero.data.asking.ledger import sum_accounts
+
+    return [ModelAccount.model_validate(account) for account in sum_accounts(accounts)]
 
 
 def build_funnel(steps: Sequence[PlannedStep], summaries: Sequence[Mapping[str, Any]]) -> list[FunnelStep]:

@@ -11,12 +11,14 @@ import numpy as np
 
 from llamero.data.applying import dump_step
 from llamero.data.dispatch import Dispatch
+from llamero.data.folders import load_rows
 from llamero.data.rejections import StepName
 from llamero.data.segments import Segment
+from llamero.data.selection import find_held_out
 from llamero.data.shards import Shard
 from llamero.data.shared import SharedFiles
 from llamero.data.steps.registry import build_set_step
-from llamero.data.steps.view import DROPS_FILE, Round, SetContext, View
+from llamero.data.steps.view import DROPS_FILE, ROWS_FILE, Round, SetContext, View, read_drops
 from llamero.data.taskfiles import Task
 from llamero.spec.profiles import PlannedStep
 
@@ -63,6 +65,8 @@ class Surroundings:
     measure: Mapping[str, Any]
     scores: tuple[str, ...]
     domains: Mapping[str, Sequence[str]]
+    allow_http: bool
+    preparation: str
     fingerprints: Callable[[PlannedStep], list[str]]
 
     @property
@@ -73,14 +77,27 @@ class Surroundings:
             "evaluationFraction": self.evaluation_fraction,
             "answers": self.answers,
             "workers": self.workers,
+            "allowHttp": self.allow_http,
+            "preparation": self.preparation,
         }
 
 
 class Pipeline:
-    """Puts segments to shards. Every method takes a state and returns the next one; nothing is kept in between."""
+    """Puts segments to shards. Every method takes a state and returns the next one; kept in between is only what asking models took."""
 
     def __init__(self, dispatch: Dispatch, files: SharedFiles, surroundings: Surroundings) -> None:
         self.dispatch, self.files, self.given = dispatch, files, surroundings
+        self._asked: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """The accounts of all tasks that asked models, each task's once."""
+        return [account for accounts in self._asked.values() for account in accounts]
+
+    def note_asked(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Take in the shards' accounts."""
+        self._asked |= {shard.uri: shard.summary["asked"] for shard in shards if shard.summary.get("asked")}
+        return list(shards)
 
     def run(self, segments: Sequence[Segment], state: State) -> State:
         """The state after all segments."""
@@ -111,6 +128,7 @@ class Pipeline:
             answers=given.answers,
             workers=given.workers,
             domains=given.domains,
+            allow_http=given.allow_http,
         )
 
     def view(self, shard: ShardState, sources: Sequence[str] = ()) -> View:
@@ -137,8 +155,8 @@ class Pipeline:
             for inner in wanted.tasks
         ]
         if wanted.rows is not None:
-            return self.dispatch.run(tasks, wanted.activity, sum(wanted.rows), wanted.rows)
-        return self.dispatch.run(tasks, wanted.activity, len(tasks), [1] * len(tasks), unit="parts")
+            return self.note_asked(self.dispatch.run(tasks, wanted.activity, sum(wanted.rows), wanted.rows))
+        return self.note_asked(self.dispatch.run(tasks, wanted.activity, len(tasks), [1] * len(tasks), unit="parts"))
 
     def note_drops(self, uris: Sequence[str], step: StepName | None, state: State) -> State:
         """The state without the records that the tables name; a table is noted with the shards that it is about."""
@@ -158,6 +176,19 @@ class Pipeline:
             for shard in state
         )
 
+    def count_training(self, step: PlannedStep, state: State) -> int:
+        """How many training records of the step's sources are still there."""
+        count = 0
+        for shard in state:
+            if step.sources and shard.source not in step.sources:
+                continue
+            rows = load_rows(self.files.fetch(shard.records, [ROWS_FILE]))
+            held_out = find_held_out(rows["prompt"], self.given.seed, self.given.evaluation_fraction)
+            gone = [read_drops(drops.uri, shard.number, self.files)["row"] for drops in shard.drops]
+            is_gone = np.isin(rows["row"], np.concatenate(gone)) if gone else np.zeros(len(rows), dtype=bool)
+            count += int(np.count_nonzero(~held_out & ~is_gone))
+        return count
+
     # -- record steps ----------------------------------------------------------------------------------------------------------
 
     def refine(self, segment: Segment, state: State) -> State:
@@ -166,7 +197,7 @@ class Pipeline:
         tasks = [self._refine_task(segment, shard) for shard in concerned]
         names = ", ".join(dict.fromkeys(step.kind for step in segment.steps))
         rows = [shard.count for shard in concerned]
-        made = self.dispatch.run(tasks, f"doing {names}", sum(rows), rows)
+        made = self.note_asked(self.dispatch.run(tasks, f"doing {names}", sum(rows), rows))
         following = {shard.number: self._follow(shard, result) for shard, result in zip(concerned, made, strict=True)}
         return tuple(following.get(shard.number, shard) for shard in state)
 

@@ -103,6 +103,7 @@ def _refine_shard(task: Task, folder: Path, source: Path, report: Report, files:
         "rejected": dict(sorted(rejected.items())),
         "tally": tally.to_json(),
         "scores": scores.to_json(),
+        "asked": applier.take_accounts(),
     }
 
 

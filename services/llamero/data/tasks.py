@@ -12,22 +12,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from llamero.data.applying import build_context
 from llamero.data.cleaning import clean_shard
-from llamero.data.readers import READERS
+from llamero.data.reading import read_task_rows
 from llamero.data.refining import do_set_task, refine_shard
 from llamero.data.settling import cap_sources, settle_candidates
 from llamero.data.shards import Shard, write_raw_row
 from llamero.data.shared import SharedFiles, SharedStorageError
-from llamero.data.sources import read_secret
-from llamero.data.steps.record import StepContext
 from llamero.data.taskfiles import Obsolete as Obsolete
 from llamero.data.taskfiles import Report as Report
 from llamero.data.taskfiles import Task as Task
 from llamero.data.taskfiles import raw_part_name
 from llamero.data.taskfiles import read_listing as read_listing
 from llamero.data.writing import write_shard
-from llamero.spec.job import DataFormat, DataSource
-from llamero.storage import StorageError, is_local, open_uri
+from llamero.spec.job import DataSource
+from llamero.storage import Refused, StorageError, is_local
 
 _ATTEMPTS = 3
 _RETRY_SECONDS = 2.0
@@ -45,8 +44,8 @@ def read_source(task: Task, report: Report, files: SharedFiles) -> Shard:
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return files.commit(task["folder"], lambda partial: _read_source(task, partial, report))
-        except SharedStorageError:
+            return files.commit(task["folder"], lambda folder: _read_source(task, folder, report))
+        except (SharedStorageError, Refused):
             raise
         except StorageError:
             if is_local(task["uri"]) or attempt == _ATTEMPTS:
@@ -56,24 +55,25 @@ def read_source(task: Task, report: Report, files: SharedFiles) -> Shard:
 
 
 def _read_source(task: Task, folder: Path, report: Report) -> dict[str, Any]:
-    reader = READERS[DataFormat(task["format"])]
     scratch = folder / ".scratch"
-    with open_uri(task["uri"], read_secret(task.get("secret"))) as stream:
-        parts = _write_parts(folder, reader.read_rows(stream, task["name"], scratch), task["shardRecords"], report)
+    parts = _write_parts(folder, read_task_rows(task, scratch), task["shardRecords"], report)
     shutil.rmtree(scratch, ignore_errors=True)
     return {"rows": parts}
 
 
 def generate_source(task: Task, report: Report, files: SharedFiles) -> Shard:
-    """Have a model make a source's rows, Alpaca's objects, and cut them into raw shards as `read` does."""
+    """Have a model make a source's rows, refused ones among them, and cut them into raw shards as `read` does."""
+    from llamero.data.asking.ledger import SUMMARY_KEY
     from llamero.data.generating import generate_rows
 
-    given = task["context"]
-    context = StepContext(given["seed"], None, given["answers"], given["workers"], files.fetch_named)
+    context = build_context(task["context"], None, files)
     source = DataSource.model_validate(task["source"])
 
     def build(folder: Path) -> dict[str, Any]:
-        return {"rows": _write_parts(folder, iter(generate_rows(source, context)), task["shardRecords"], report)}
+        made = generate_rows(source, context)
+        parts = _write_parts(folder, made, task["shardRecords"], report)
+        growth = made.growth.to_dict() if made.growth else {}
+        return {"rows": parts, SUMMARY_KEY: [a.to_dict() for a in made.accounts], "growth": growth}
 
     return files.commit(task["folder"], build)
 

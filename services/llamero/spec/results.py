@@ -136,6 +136,30 @@ class ScoreHistogram(ResultModel):
     max: float | None = None
 
 
+class ModelAccount(ResultModel):
+    """What asking one model for one purpose took, over all shards, when their answers were got.
+
+    Questions: `asked`, of these `answered` by the endpoint or `cached`, and `unanswered`. Tokens as the endpoint reported them (for
+    `estimated` answers it reported none); cached tokens were paid for earlier and are in no `cost`.
+    """
+
+    purpose: str
+    model: str
+    endpoint: str
+    asked: int = 0
+    answered: int = 0
+    cached: int = 0
+    unanswered: int = 0
+    requests: int = 0
+    retries: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cached_output_tokens: int = 0
+    estimated: int = 0
+    cost: float = 0.0
+
+
 class DataArm(ResultModel):
     """A further training set of `data.controls`, beside the chosen one; the held-out split is the same for all.
 
@@ -181,6 +205,7 @@ class DataResult(ResultModel):
     funnel: list[FunnelStep] = Field(default_factory=list)
     scores: list[ScoreHistogram] = Field(default_factory=list)
     arms: list[DataArm] = Field(default_factory=list)
+    asked: list[ModelAccount] = Field(default_factory=list)
 
 
 class LossPoint(ResultModel):
