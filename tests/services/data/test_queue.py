@@ -225,7 +225,7 @@ def test_what_is_wrong_with_the_data_ends_the_step_with_the_workers_sentence(tmp
 
 def test_a_source_that_nobody_serves_is_no_fault_of_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr("llamero.data.tasks._RETRY_SECONDS", 0)
-    task = read_task(tmp_path / "a", tmp_path / "shards" / "a") | {"uri": "http://127.0.0.1:9/a.json"}
+    task = read_task(tmp_path / "a", tmp_path / "shards" / "a") | {"uri": "http://127.0.0.1:9/a.json", "allowHttp": True}
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
         run(QueueRunner(run_shard_task), task)
 

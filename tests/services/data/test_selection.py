@@ -140,7 +140,9 @@ def test_a_share_is_held_out_and_the_seed_changes_which():
     index["prompt"] = mix(prompts, 0, 4)
     index["row"] = prompts
     zeros = np.zeros(len(prompts), np.uint32)
-    held = [settle(index, zeros, zeros, SelectionRule(s, 0.05, (ALL,)))["verdict"] == Verdict.EVALUATION for s in (0, 1)]
+    held = [
+        settle(index, zeros, zeros, SelectionRule(s, 0.05, (ALL,)))["verdict"] == Verdict.EVALUATION for s in (0, 1)
+    ]
     assert held[0].mean() == pytest.approx(0.05, abs=0.003)
     assert (held[0] & held[1]).mean() == pytest.approx(0.0025, abs=0.001)
 
