@@ -20,7 +20,6 @@ BUCKETS = 1 << 18
 """Words and pairs are told apart by so many hash values."""
 FEATURES = 1 << 15
 """The most frequent of them that a projection knows."""
-_LEAST_FREQUENCY = 2
 _POWER_ITERATIONS = 2
 _OVERSAMPLING = 16
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
@@ -148,7 +147,7 @@ def fit_projection(
     `documents`: how many texts `frequencies` [BUCKETS] counts. Weights: (1 + ln count) × (1 + ln((1 + n) / (1 + frequency))), rows of
     norm 1. The SVD is Halko, Martinsson and Tropp's (arXiv:0909.4061) with two power iterations.
     """
-    known = np.flatnonzero(frequencies >= min(_LEAST_FREQUENCY, max(documents, 1)))
+    known = np.flatnonzero(frequencies)
     if len(known) > FEATURES:
         order = np.lexsort((known, -frequencies[known]))
         known = np.sort(known[order[:FEATURES]])

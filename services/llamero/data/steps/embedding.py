@@ -43,7 +43,8 @@ def plan_vectors(embedding: Embedding, context: SetContext) -> Generator[Round, 
     """The rounds that leave each shard's vectors, in the views' order; summaries have `records` and `dimensions`."""
     if embedding.kind != "hashed":
         options = embedding.to_json_dict()
-        rest = {"embedding": options, "answers": context.answers, "workers": context.workers}
+        asking = {"answers": context.answers, "workers": context.workers, "allowHttp": context.allow_http}
+        rest = {"embedding": options, **(asking if embedding.kind == "endpoint" else {})}
         tasks = [{"do": "embedding.encode", "view": view, **rest} for view in context.views]
         vectors = yield Round("embedding records", tasks, reusable=True, rows=context.counts)
         return vectors
@@ -119,7 +120,7 @@ def encode(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict
     if embedding.kind == "local":
         vectors = _encode_locally(embedding, texts, files, report)
     else:
-        vectors = _ask(embedding.model, texts, task["answers"], task["workers"])
+        vectors = _ask(embedding.model, texts, task)
     if not np.isfinite(vectors).all():
         raise DataError(
             f"The embedding model ({embedding.uri or task['embedding']['model']['model']}) gives values that are no numbers: use another."
@@ -152,14 +153,14 @@ def _read_counts(uri: str, files: SharedFiles) -> hashed.Counts:
     return hashed.Counts(*(read_array(uri, name, files, [PLACES_FILE, *_COUNT_FILES]) for name in _COUNT_FILES))
 
 
-def _ask(model: LanguageModel | None, texts: Sequence[str], answers: str, workers: int) -> NDArray[np.float32]:
+def _ask(model: LanguageModel | None, texts: Sequence[str], task: Task) -> NDArray[np.float32]:
     from llamero.data.asking.asker import Asker
 
     if model is None:
         raise DataError("An embedding of kind `endpoint` needs the endpoint in `model`.")
     if not texts:
         return np.zeros((0, 1), np.float32)
-    with Asker(model, "embedding", answers, workers) as asker:
+    with Asker(model, "embedding", task["answers"], task["workers"], allow_http=task["allowHttp"]) as asker:
         return np.asarray(asker.embed(texts), np.float32)
 
 

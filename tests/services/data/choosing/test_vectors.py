@@ -89,7 +89,9 @@ def test_words_and_pairs_are_counted_whatever_the_batch() -> None:
         getattr(counts, n).tobytes() for n in ("starts", "features", "counts")
     ]
     swapped = counts.take(np.array([3, 2, 3]))
-    assert swapped.features[: swapped.starts[1]].tolist() == counts.features[counts.starts[3] : counts.starts[4]].tolist()
+    assert (
+        swapped.features[: swapped.starts[1]].tolist() == counts.features[counts.starts[3] : counts.starts[4]].tolist()
+    )
 
 
 def embed(texts: list[str], dimensions: int = 16) -> NDArray[np.float32]:
@@ -107,18 +109,17 @@ def test_texts_of_one_subject_lie_closer_than_texts_of_two() -> None:
 
 
 def test_texts_without_a_known_word_share_one_vector_of_norm_one() -> None:
-    texts = ["common words here", "common words there", "", "?!", "zyx"]
-    vectors = embed(texts)
-    assert vectors[2:].tolist() == [[0.0] * 15 + [1.0]] * 3
+    vectors = embed(["common words here", "common words there", "", "?!"])
+    assert vectors[2:].tolist() == [[0.0] * 15 + [1.0]] * 2
     assert np.isfinite(embed(["", ""])).all()
 
 
 def test_the_projection_spans_what_an_exact_decomposition_finds() -> None:
     rng = np.random.default_rng(0)
-    topics = [[f"t{k}w{j}" for j in range(30)] for k in range(6)]
-    texts = [" ".join(rng.choice(topics[i % 6], 25)) for i in range(300)]
+    topics = [[f"t{k}w{j}" for j in range(10)] for k in range(6)]
+    texts = [" ".join(rng.choice(topics[i % 6], 25)) for i in range(150)]
     counts = hashed.WordCounter().count(texts)
-    projection = hashed.fit_projection(300, hashed.count_documents(counts), counts, 6)
+    projection = hashed.fit_projection(150, hashed.count_documents(counts), counts, 6)
     matrix = hashed._weigh(counts, projection.features, projection.weights).toarray()
     _, _, exact = np.linalg.svd(matrix, full_matrices=False)
     angles = np.linalg.svd(exact[:6] @ projection.matrix, compute_uv=False)
