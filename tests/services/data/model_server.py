@@ -65,19 +65,32 @@ class ModelServer:
         key: str | None = None,
         latency: float = 0.0,
     ) -> None:
+        self._life = 0
+        self.behave(answer, embed, trouble, key, latency)
+        self.port = 0
+        self._at_once = 0
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def behave(
+        self,
+        answer: Callable[[Body], str] = lambda body: "yes",
+        embed: Callable[[str], list[float]] = hash_vector,
+        trouble: Callable[[Body], str | None] = lambda body: None,
+        key: str | None = None,
+        latency: float = 0.0,
+    ) -> None:
+        """Behave as told from now on, at a new `url`, and forget what was asked: a server for the next test."""
+        self._life += 1
         self.answer, self.embed, self.trouble, self.key, self.latency = answer, embed, trouble, key, latency
         self.requests: list[Seen] = []
         self.most_at_once = 0
-        self.port = 0
-        self._at_once = 0
         self._queue: deque[str] = deque()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     @property
     def url(self) -> str:
         """The base URL, as a manifest's `model.url` has it."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://127.0.0.1:{self.port}/{self._life}/v1"
 
     @property
     def prompts(self) -> list[str]:
@@ -101,8 +114,8 @@ class ModelServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         application = web.Application(client_max_size=64 << 20)
-        application.router.add_post("/v1/chat/completions", self._handle)
-        application.router.add_post("/v1/embeddings", self._handle)
+        application.router.add_post("/{life}/v1/chat/completions", self._handle)
+        application.router.add_post("/{life}/v1/embeddings", self._handle)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
@@ -114,8 +127,11 @@ class ModelServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if request.match_info["life"] != str(self._life):  # a client of a test that is over
+            return web.Response(status=410)
         authorization = request.headers.get("Authorization")
-        self.requests.append(Seen(request.path, body, authorization, time.monotonic()))
+        path = request.path.removeprefix(f"/{self._life}")
+        self.requests.append(Seen(path, body, authorization, time.monotonic()))
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
@@ -175,6 +191,12 @@ def _refuse(server: ModelServer, body: Body, status: str, detail: str = "") -> w
 async def _spend_quota(server: ModelServer, request: web.Request, body: Body, detail: str) -> web.StreamResponse:
     error = {"message": "You exceeded your quota.", "type": "insufficient_quota", "code": "insufficient_quota"}
     return web.json_response({"error": error}, status=429)
+
+
+async def _want_otherwise(server: ModelServer, request: web.Request, body: Body, detail: str) -> web.StreamResponse:
+    """As OpenAI refuses a parameter: `unsupported:max_tokens`."""
+    error = {"message": f"Unsupported parameter: {detail}", "code": "unsupported_parameter", "param": detail}
+    return web.json_response({"error": error}, status=400)
 
 
 async def _cut(server: ModelServer, request: web.Request, body: Body, detail: str) -> web.StreamResponse:
@@ -249,6 +271,7 @@ def _say(reply: Body, detail: str) -> None:
 
 TROUBLES: dict[str, Trouble] = {
     "quota": _spend_quota,
+    "unsupported": _want_otherwise,
     "cut": _cut,
     "drop": _drop,
     "hang": _hang,

@@ -5,6 +5,7 @@ How a request goes stands in `client.py`, what is kept in `cache.py`, what it co
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llamero.data.asking.cache import SYNC_SECONDS, AnswerCache, Kept, open_cache
+from llamero.data.asking.cache import AnswerCache, Kept, open_cache
 from llamero.data.asking.client import (
     Backoff,
     Client,
@@ -29,9 +30,9 @@ from llamero.data.asking.ledger import Account, check_budget, check_prices, comp
 from llamero.data.asking.ledger import BudgetSpent as BudgetSpent
 from llamero.data.asking.limits import find_pace, share_limits
 from llamero.data.asking.questions import Answer, Question, Unanswered, hash_question, hash_text, name_endpoint
-from llamero.data.errors import DataError
+from llamero.data.errors import DataError, NoSpaceError
 from llamero.spec.steps import LanguageModel
-from llamero.storage import join_uri
+from llamero.storage import StorageError, join_uri
 
 REFUSED_AT_FIRST: Final = 20
 """So many refusals before the first answer, and the manifest is taken for wrong, not the questions."""
@@ -44,6 +45,8 @@ _WARMEST = 1.0
 
 T = TypeVar("T")
 Job = Callable[[], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
 
 
 class Asker:
@@ -298,8 +301,13 @@ class Asker:
     async def _keep_in_step(self) -> None:
         """Save answers, and with a budget see what others spend, every few seconds."""
         while True:
-            await asyncio.sleep(SYNC_SECONDS)
-            await asyncio.to_thread(self._cache.sync if self._has_cap else self._cache.save)
+            await asyncio.sleep(self._cache.sync_seconds)
+            try:
+                await asyncio.to_thread(self._cache.save, False)
+                if self._has_cap:
+                    await asyncio.to_thread(self._cache.refresh)
+            except (StorageError, NoSpaceError) as error:  # at the end it is tried again, and raised
+                _log.warning("%s: answers can't be saved or read now: %s", self.purpose, error)
 
     def _permit(self) -> None:
         if self._has_cap:

@@ -33,7 +33,9 @@ from llamero.data.errors import NoSpaceError
 from llamero.storage import StorageError, is_local, join_uri, list_names, local_path, read_file, write_file
 
 SEGMENT_BYTES: Final = 4 << 20
-SYNC_SECONDS: Final = 2.0
+LOCAL_SYNC_SECONDS: Final = 0.5
+REMOTE_SYNC_SECONDS: Final = 3.0
+_DISK_SECONDS = 5.0
 _SEGMENT, _SEAL = ".jsonl", ".index"
 _OPEN_FILES = 16
 _OPEN_OBJECTS = 4
@@ -79,6 +81,7 @@ class _Writer:
     content: bytearray = field(default_factory=bytearray)
     size: int = 0
     saved: int = 0
+    saved_at: float = 0.0
     entries: list[tuple[bytes, int]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -93,6 +96,7 @@ class AnswerCache:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._is_local = is_local(folder)
+        self.sync_seconds = LOCAL_SYNC_SECONDS if self._is_local else REMOTE_SYNC_SECONDS
         self._lock = threading.RLock()
         self._segments: dict[str, _Segment] = {}
         self._names: list[str] = []
@@ -233,11 +237,13 @@ class AnswerCache:
         self._recent.setdefault(key, (segment, offset))
         if len(self._recent) >= _RECENT_KEYS:
             rows = [(_half(k), *place) for k, place in self._recent.items()]
-            self._merge(np.array(rows, INDEX_DTYPE))
+            self._merge([np.array(rows, INDEX_DTYPE)])
             self._recent.clear()
 
-    def _merge(self, rows: NDArray) -> None:
-        merged = np.concatenate([self._index, rows])
+    def _merge(self, rows: list[NDArray]) -> None:
+        if not rows:
+            return
+        merged = np.concatenate([self._index, *rows])
         self._index = merged[np.argsort(merged["key"], kind="stable")]
 
     # -- between processes -------------------------------------------------------------------------------------------------------
@@ -247,11 +253,12 @@ class AnswerCache:
         self.save()
         self.refresh()
 
-    def save(self) -> None:
-        """Bring this process's segments to storage."""
+    def save(self, is_hurried: bool = True) -> None:
+        """Bring this process's segments to storage. Without hurry a disk's, which others see anyway, every few seconds only."""
         with self._lock:  # held while an object is written: an older content must never land on a newer one
             for writer in self._writers.values():
-                if writer.saved < writer.size:
+                is_due = is_hurried or not self._is_local or time.monotonic() >= writer.saved_at + _DISK_SECONDS
+                if writer.saved < writer.size and is_due:
                     self._save(writer)
 
     def _save(self, writer: _Writer) -> None:
@@ -260,22 +267,26 @@ class AnswerCache:
                 os.fsync(writer.stream)
         else:
             _try_often(lambda: write_file(join_uri(self.folder, writer.name), bytes(writer.content)))
-        writer.saved = writer.size
+        writer.saved, writer.saved_at = writer.size, time.monotonic()
 
     def refresh(self) -> None:
         """Read what other processes have kept since the last time."""
         names = _try_often(lambda: list_names(self.folder))
         seals = {n.removesuffix(_SEAL) for n in names if n.endswith(_SEAL)}
+        sealed: list[NDArray] = []
         for name in (n for n in names if n.endswith(_SEGMENT)):
             with self._lock:
                 segment = self._know(name)
                 if segment.is_sealed:
                     continue
-                if name.removesuffix(_SEGMENT) in seals and not segment.read_bytes and self._read_seal(name, segment):
+                is_new = not segment.read_bytes
+                if name.removesuffix(_SEGMENT) in seals and is_new and self._read_seal(name, segment, sealed):
                     continue
                 self._read_growth(name, segment)
                 # A sealed segment was whole when its index file was written: what was read after that is all of it.
                 segment.is_sealed = name.removesuffix(_SEGMENT) in seals
+        with self._lock:
+            self._merge(sealed)
 
     def _know(self, name: str) -> _Segment:
         if name not in self._segments:
@@ -283,8 +294,8 @@ class AnswerCache:
             self._names.append(name)
         return self._segments[name]
 
-    def _read_seal(self, name: str, segment: _Segment) -> bool:
-        """Take a sealed segment's keys from its index file; False where that can't be understood."""
+    def _read_seal(self, name: str, segment: _Segment, sealed: list[NDArray]) -> bool:
+        """Take a sealed segment's keys from its index file, to be merged; False where that can't be understood."""
         content = _try_often(lambda: read_file(join_uri(self.folder, name.removesuffix(_SEGMENT) + _SEAL)))
         try:
             head, _, table = (content or b"").partition(b"\n")
@@ -298,7 +309,7 @@ class AnswerCache:
         rows = np.empty(len(keys), INDEX_DTYPE)
         rows["key"] = np.frombuffer(keys["key"].tobytes(), ">u8")[::2]
         rows["segment"], rows["offset"] = segment.number, keys["offset"]
-        self._merge(rows)
+        sealed.append(rows)
         self._add_spent(segment.ledger, asked, answered)
         segment.is_sealed = True
         return True
@@ -411,7 +422,7 @@ _CACHES_LOCK = threading.Lock()
 
 
 def open_cache(folder: str) -> AnswerCache:
-    """This process's cache of a folder: kept from one Asker to the next, sealed when the process ends."""
+    """This process's cache of a folder: kept from one Asker to the next. On a disk it is sealed when the process ends."""
     key = (os.getpid(), str(Path(folder).absolute()) if is_local(folder) else folder)
     with _CACHES_LOCK:
         cache = _CACHES.get(key)
@@ -431,4 +442,11 @@ def close_caches() -> None:
                 _CACHES.pop(key).close()
 
 
-atexit.register(close_caches)
+def _close_local_caches() -> None:
+    """At a process's end an object store's client may not work any more: its segments are saved, and are read without an index file."""
+    for key in [k for k in _CACHES if k[0] == os.getpid() and is_local(k[1])]:
+        with suppress(StorageError, NoSpaceError):
+            _CACHES.pop(key).close()
+
+
+atexit.register(_close_local_caches)

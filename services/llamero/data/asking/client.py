@@ -36,6 +36,7 @@ MAX_ANSWER_BYTES: Final = 32 << 20
 MAX_TOKENS_REPORTED: Final = 100_000_000
 _CONNECT_SECONDS = 30.0
 _MESSAGE_TOKENS = 4  # what a chat template puts around a turn, about
+_PROBE_TOKENS = 20
 
 _RETRIED: Final = frozenset({408, 409, 425, 429})
 _REFUSED: Final = frozenset({400, 413, 422})
@@ -234,6 +235,7 @@ class Client:
                 },
                 self._read_any,
             )
+            self._waste(_PROBE_TOKENS)
         except (_Transient, _DialectError):
             return False
         except QuestionRefused:
