@@ -111,7 +111,10 @@ class Statistics:
         self.domains: dict[str, DomainLengths] = dict(domains or {})
 
     def of(self, domain: str) -> DomainLengths:
-        return self.domains.setdefault(domain, DomainLengths())
+        lengths = self.domains.get(domain)
+        if lengths is None:
+            lengths = self.domains[domain] = DomainLengths()
+        return lengths
 
     def merge(self, other: "Statistics") -> None:
         for name, lengths in other.domains.items():
