@@ -8,7 +8,9 @@ import codecs
 import csv
 import io
 import re
+import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -66,7 +68,7 @@ class BlockReader:
         while True:
             try:
                 block = self._read(READ_BLOCK_BYTES)
-            except (EOFError, zlib.error, LZMAError) as error:
+            except (EOFError, zlib.error, LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
                 self.damage = str(error)
                 return
             except StorageError:
@@ -99,8 +101,8 @@ def read_rows(stream: IO[bytes], name: str) -> Iterator[Row]:
     if head.startswith(b"PAR1"):
         yield from _read_parquet(stream, blocks)
         return
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield BrokenRow(1, "The file is UTF-16: save it as UTF-8.")
+    if fault := _find_fault(head):
+        yield BrokenRow(1, fault)
         return
     if name.lower().split(".")[-1] in ("csv", "tsv") or ".csv." in name.lower() or ".tsv." in name.lower():
         rows = _read_csv(blocks)
@@ -120,8 +122,8 @@ def read_lines(stream: IO[bytes], name: str) -> Iterator[Row]:
     """Plain text, a record a line; blank lines are no records."""
     reader = BlockReader(stream)
     head, blocks = _peek(reader)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield BrokenRow(1, "The file is UTF-16: save it as UTF-8.")
+    if fault := _find_fault(head):
+        yield BrokenRow(1, fault)
         return
     number = 0
     for number, line in _split_lines(blocks):
@@ -143,8 +145,49 @@ def show_bytes(data: bytes) -> str:
     return data[:_SHOWN_BYTES].decode("utf-8", "replace")
 
 
+_PACKED = {
+    b"\x1f\x8b\x08": "gz",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zst",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf": "7z",
+}
+_UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+
+
+def _find_fault(head: bytes) -> str:
+    """Why a file that begins so holds no text at all; empty where it does."""
+    packing = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+    if packing is not None:
+        return f"The file is packed, though its name does not say so: rename it to end in .{packing}."
+    if b"\0" in head[:4096] and head.count(b"\0", 0, 4096) * 10 > len(head[:4096]):
+        return "The file is no text: it is full of NUL bytes."
+    return ""
+
+
+def _find_wide(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 by its mark, or UTF-16 by the NULs that it puts beside each Latin letter; None for all else."""
+    if head.startswith(_UTF_32):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    sample = head[:2048]
+    if len(sample) >= 16 and sample.count(b"\0") * 3 > len(sample) and b"\0\0" not in sample:
+        return "utf-16-le" if not sample[::2].count(b"\0") else "utf-16-be" if not sample[1::2].count(b"\0") else None
+    return None
+
+
+def _rewrite(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """Blocks of wide characters as UTF-8; what is none becomes U+FFFD."""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    for block in blocks:
+        yield decoder.decode(block).encode("utf-8", "surrogatepass")
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+
+
 def _peek(reader: BlockReader) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes, and all blocks without a byte-order mark."""
+    """The first bytes, and all blocks, as UTF-8 without a byte-order mark."""
     blocks = iter(reader)
     taken: list[bytes] = []
     size = 0
@@ -153,7 +196,11 @@ def _peek(reader: BlockReader) -> tuple[bytes, Iterator[bytes]]:
         size += len(block)
         if size >= _HEAD_BYTES:
             break
-    head = b"".join(taken).removeprefix(codecs.BOM_UTF8)
+    head = b"".join(taken)
+    if (encoding := _find_wide(head)) is not None:
+        blocks = _rewrite(chain([head], blocks), encoding)
+        head = next(blocks, b"")
+    head = head.removeprefix(codecs.BOM_UTF8)
     return head, chain([head], blocks)
 
 

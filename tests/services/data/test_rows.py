@@ -169,9 +169,11 @@ def test_a_damaged_parquet_file_is_one_broken_row(tmp_path: Path):
     assert "Parquet file can't be read" in found[0].detail
 
 
-def test_utf16_is_refused_with_a_sentence():
-    found = list(read_rows(io.BytesIO('{"a": 1}'.encode("utf-16")), "x.jsonl"))
-    assert [r.detail for r in found] == ["The file is UTF-16: save it as UTF-8."]
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_wide_characters_are_read_with_and_without_their_mark(encoding: str):
+    text = "".join(f'{{"a": "größer {i} 語"}}\n' for i in range(5000))
+    found = list(read_rows(Dripping(text.encode(encoding), 1001), "x.jsonl"))
+    assert [orjson.loads(r.json)["a"] for r in found] == [f"größer {i} 語" for i in range(5000)]
 
 
 def test_a_line_too_long_is_broken_and_memory_stays_bounded(monkeypatch):
