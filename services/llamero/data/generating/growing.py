@@ -162,8 +162,11 @@ class _Pool:
 
     def draw_wave(self) -> list[tuple[int, list[Task]]]:
         """The calls of the next wave: their numbers, from 1, and the tasks that each shows."""
-        needed = math.ceil(self.wanted / self.recipe.tasks_per_call)
-        numbers = [self._calls_for_tasks + 1 + i for i in range(min(_WAVE, needed, self.calls_left))]
+        needed, patience = math.ceil(self.wanted / self.recipe.tasks_per_call), _BARREN_CALLS - self._barren
+        # A task that is taken up asks twice more: what would leave nothing for that is not started.
+        each = 1 if self.recipe.with_instances else 1 + 2 * self.recipe.tasks_per_call
+        affordable = max(1, self.calls_left // each)
+        numbers = [self._calls_for_tasks + 1 + i for i in range(min(_WAVE, needed, affordable, patience))]
         self._calls_for_tasks += len(numbers)
         self._barren += len(numbers)
         self.calls += len(numbers)
