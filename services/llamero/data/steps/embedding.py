@@ -117,16 +117,18 @@ def encode(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict
     seen = list(read_training(task["view"], files, lambda rows: None))
     places = np.array([make_place(s) for s in seen], PLACE_DTYPE)
     texts = [s.record.text for s in seen]
+    asked: list[dict[str, Any]] = []
     if embedding.kind == "local":
         vectors = _encode_locally(embedding, texts, files, report)
     else:
-        vectors = _ask(embedding.model, texts, task)
+        vectors = _ask(embedding.model, texts, task, asked)
     if not np.isfinite(vectors).all():
         raise DataError(
             f"The embedding model ({embedding.uri or task['embedding']['model']['model']}) gives values that are no numbers: use another."
         )
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return parts.save_vectors(folder, places, (vectors / np.where(norms > 0, norms, 1)).astype(np.float32))
+    unit = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+    return parts.save_vectors(folder, places, unit) | ({"asked": asked} if asked else {})
 
 
 def neighbours(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict[str, Any]:
@@ -153,7 +155,10 @@ def _read_counts(uri: str, files: SharedFiles) -> hashed.Counts:
     return hashed.Counts(*(read_array(uri, name, files, [PLACES_FILE, *_COUNT_FILES]) for name in _COUNT_FILES))
 
 
-def _ask(model: LanguageModel | None, texts: Sequence[str], task: Task) -> NDArray[np.float32]:
+def _ask(
+    model: LanguageModel | None, texts: Sequence[str], task: Task, asked: list[dict[str, Any]]
+) -> NDArray[np.float32]:
+    """The endpoint's vectors; what that took is added to `asked`."""
     from llamero.data.asking.asker import Asker
 
     if model is None:
@@ -161,7 +166,9 @@ def _ask(model: LanguageModel | None, texts: Sequence[str], task: Task) -> NDArr
     if not texts:
         return np.zeros((0, 1), np.float32)
     with Asker(model, "embedding", task["answers"], task["workers"], allow_http=task["allowHttp"]) as asker:
-        return np.asarray(asker.embed(texts), np.float32)
+        vectors = np.asarray(asker.embed(texts), np.float32)
+    asked.append(asker.account.to_dict())
+    return vectors
 
 
 def _encode_locally(
