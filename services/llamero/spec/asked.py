@@ -31,7 +31,8 @@ def find_shared_judges(selecting: Iterable[LanguageModel], evaluating: Iterable[
     Models are the same by their names: behind two endpoints, or asked for two dimensions, it is still one judge.
     """
     evaluators = {_normalise(model.model) for model in evaluating}
-    shared = {m.model: None for m in selecting if _normalise(m.model) in evaluators}
+    names = {_normalise(model.model): model.model for model in selecting}
+    shared = [name for normal, name in names.items() if normal in evaluators]
     return [
         f"`{name}` judges both which records are trained on and how good the trained model is: what it likes would count twice. Take "
         "another judge for one of them."
