@@ -92,8 +92,12 @@ def test_a_local_models_vector_is_the_mean_of_its_last_layer(tmp_path: Path, ran
 def test_an_endpoint_is_asked_for_each_text_once_and_its_vectors_get_norm_one(tmp_path: Path) -> None:
     with ModelServer(embed=lambda text: [3 * x for x in hash_vector(text)]) as server:
         embedding = Embedding.model_validate({"kind": "endpoint", "model": {"url": server.url, "model": "vectors"}})
-        found = embed(tmp_path, embedding, RECORDS, 2)
-    for record, vector in zip(RECORDS, found, strict=True):
+        step = Vectors(embedding)
+        SetRunner(tmp_path).run(step, RECORDS, shards=2)
+    accounts = [account for shard in step.made for account in shard.summary["asked"]]
+    assert sum(account["answered"] for account in accounts) == len(RECORDS)
+    vectors = np.concatenate([np.load(s.folder / VECTORS_FILE) for s in step.made])
+    for record, vector in zip(RECORDS, vectors, strict=True):
         plain = np.array(hash_vector(record.text))
         assert vector == pytest.approx(plain / np.linalg.norm(plain), abs=2e-3)
     asked = [text for seen in server.requests for text in _texts(seen.body)]
