@@ -19,7 +19,7 @@ from llamero.evaluation.formatting import (
     format_plain,
     format_share,
 )
-from llamero.spec.results import Histogram, LossPoint
+from llamero.spec.results import Histogram, LossPoint, ScoreHistogram
 
 MAX_DRAWN_POINTS = 240
 TICK_CHARACTER_WIDTH = 6.6
@@ -282,6 +282,40 @@ def draw_histogram(read: Histogram | None, kept: Histogram | None, marker: int |
     parts.append(_draw_bin_targets(read, kept, edges, x, height, unit))
     totals = ", ".join(f"{format_count(sum(h.counts))} {n}" for h, n in ((read, "read"), (kept, "kept")) if h)
     return _draw_figure(width, height, f"Records by length in {unit}: {totals}.", parts)
+
+
+def draw_scores(scores: ScoreHistogram) -> Markup:
+    """Records by score, with a line at each bound of a threshold step; the range stands below."""
+    width, height = 350, 200
+    ticks = choose_ticks(0, max(1, *scores.counts), 3)
+    written = [format_compact(t) for t in ticks]
+    left = 12 + TICK_CHARACTER_WIDTH * max(map(len, written))
+    low, high = scores.edges[0], scores.edges[-1]
+    x, y = Scale(low, high, left, width - 10.0), Scale(0, ticks[-1], height - 40.0, 16.0)
+    parts = [_draw_y_axis(ticks, written, y, left, width - 10.0)]
+    for start, end, count in zip(scores.edges, scores.edges[1:], scores.counts, strict=False):
+        if count:
+            top = min(y(count), y(0) - 1.5)
+            bar = element(
+                "rect",
+                element("title", f"{format_figure(start)} to {format_figure(end)}: {format_count(count)} records"),
+                x=x(start) + 1,
+                y=top,
+                width=max(1.0, x(end) - x(start) - 2),
+                height=y(0) - top,
+                class_="bar kept",
+            )
+            parts.append(bar)
+    bounds = [(name, bound) for name, bound in (("Least", scores.min), ("Greatest", scores.max)) if bound is not None]
+    for name, bound in bounds:
+        place = x(min(max(bound, low), high))
+        title = element("title", f"{name} score kept: {format_figure(bound)}")
+        parts.append(element("g", title, element("line", x1=place, x2=place, y1=8, y2=height - 40.0, class_="mark")))
+    for place, value, anchor in ((x(low), low, "start"), (x(high), high, "end")):
+        parts.append(element("text", format_figure(value), x=place, y=height - 24.0, text_anchor=anchor))
+    told = "; ".join(f"{name.lower()} kept {format_figure(bound)}" for name, bound in bounds)
+    summary = f"{format_count(sum(scores.counts))} records by {scores.name}" + (f": {told}." if told else ".")
+    return _draw_figure(width, height, summary, parts)
 
 
 def _draw_edges(edges: Sequence[int], x: Scale, height: int, unit: str) -> Markup:

@@ -7,7 +7,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from llamero.evaluation.charts import draw_histogram, draw_loss_curve, draw_share, draw_shares, draw_small_curve
+from llamero.evaluation.charts import (
+    draw_histogram,
+    draw_loss_curve,
+    draw_scores,
+    draw_share,
+    draw_shares,
+    draw_small_curve,
+)
 from llamero.evaluation.formatting import (
     clean_text,
     format_bytes,
@@ -30,10 +37,12 @@ from llamero.spec.results import (
     Sample,
     StatisticsRow,
 )
+from llamero.spec.results import FunnelStep as DataFunnelStep
 
 SAMPLES_SHOWN_AT_ONCE = 6
 REJECTED_SHOWN_BY_REASON = 20
 REJECTED_TEXT_CHARACTERS = 700
+RULES_SHOWN = 4
 
 METHOD_NAMES = {"qlora": "QLoRA", "lora": "LoRA"}
 
@@ -65,11 +74,15 @@ class ControlRow:
     bar: Markup
 
 
+# What every preparation does goes by the reason that its rejections have.
+_BUILT_IN = {"equal": RejectionReason.DUPLICATE, "caps": RejectionReason.CAPPED}
+
+
 @dataclass(frozen=True)
 class FunnelStep:
     """A row of the data funnel: how many records, and where its bar stands within those read."""
 
-    kind: str  # read, rejected, kept, part
+    kind: str  # read, rejected, passed (a step that dropped nothing), kept, part
     name: str
     meaning: str
     records: int
@@ -114,6 +127,7 @@ class Page:
     funnel: list[FunnelStep]
     histograms: list[tuple[str, Markup]]
     statistics: list[tuple[str, list[StatisticsRow]]]
+    scores: list[tuple[str, Markup]]
     rejected: list[tuple[str, str, int, list[RejectedSample]]]
     adapter_facts: list[Fact]
     timing_bar: Markup
@@ -138,6 +152,7 @@ def build_page(report: Report) -> Page:
         funnel=_build_funnel(report.data),
         histograms=_draw_histograms(report.data),
         statistics=_group_statistics(report.data.statistics),
+        scores=[(scores.name, draw_scores(scores)) for scores in report.data.scores],
         rejected=_group_rejected(report.data),
         adapter_facts=_adapter_facts(report),
         timing_bar=draw_shares(list(report.seconds.items())),
@@ -270,7 +285,10 @@ def _flatten(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]
 
 
 def _build_funnel(data: DataResult) -> list[FunnelStep]:
-    """From what was read, each reason takes its part from the right, down to what was kept and its two sides."""
+    """From what was read, each step takes its part from the right, down to what was kept and its two sides.
+
+    A result without a funnel, as older versions wrote it, shows a part for each reason instead.
+    """
 
     def step(kind: str, name: str, meaning: str, records: int, start: int) -> FunnelStep:
         share = records / data.read if data.read else 0.0
@@ -279,10 +297,9 @@ def _build_funnel(data: DataResult) -> list[FunnelStep]:
 
     steps = [step("read", "Read", "", data.read, 0)]
     left = data.read
-    for reason, count in sorted(data.rejected.items(), key=lambda item: -item[1]):
-        if count:
-            left -= count
-            steps.append(step("rejected", reason, REASON_MEANINGS.get(reason, ""), count, left))
+    for name, meaning, count in _list_parts(data):
+        left -= count
+        steps.append(step("rejected" if count else "passed", name, meaning, count, left))
     steps.append(step("kept", "Kept", "", data.kept, 0))
     steps.append(
         step("part", "for training", _describe_split(data.train.examples, data.train.tokens), data.train.records, 0)
@@ -298,6 +315,34 @@ def _build_funnel(data: DataResult) -> list[FunnelStep]:
         )
     )
     return steps
+
+
+def _list_parts(data: DataResult) -> Iterator[tuple[str, str, int]]:
+    """What took records away, in its order: name, meaning and how many."""
+    if not data.funnel:
+        for reason, count in sorted(data.rejected.items(), key=lambda item: -item[1]):
+            if count:
+                yield reason, REASON_MEANINGS.get(reason, ""), count
+        return
+    for step in data.funnel:
+        if step.number is not None:
+            yield f"{step.number}. {step.kind}", _describe_step(step), step.dropped
+        elif step.kind in _BUILT_IN:
+            yield _BUILT_IN[step.kind], REASON_MEANINGS[_BUILT_IN[step.kind]], step.dropped
+        else:
+            for reason, count in sorted(step.reasons.items(), key=lambda item: -item[1]):
+                yield reason, REASON_MEANINGS.get(reason, ""), count
+
+
+def _describe_step(step: DataFunnelStep) -> str:
+    """The rules that dropped most, and how many records the step changed."""
+    ordered = sorted(step.reasons.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{rule} {format_count(count)}" for rule, count in ordered[:RULES_SHOWN]]
+    if len(ordered) > RULES_SHOWN:
+        told.append(f"{len(ordered) - RULES_SHOWN} more rules {format_count(sum(n for _, n in ordered[RULES_SHOWN:]))}")
+    if step.changed:
+        told.append(f"changed {format_count(step.changed)}")
+    return ", ".join(told)
 
 
 def _describe_split(examples: int, tokens: int) -> str:
@@ -342,7 +387,7 @@ def _group_rejected(data: DataResult) -> list[tuple[str, str, int, list[Rejected
     return [
         (
             reason,
-            REASON_MEANINGS.get(reason, ""),
+            REASON_MEANINGS.get(reason) or _explain_step(data, reason),
             data.rejected.get(reason, len(samples)),
             [
                 s.model_copy(update={"text": shorten_text(clean_text(s.text).strip(), REJECTED_TEXT_CHARACTERS)})
@@ -351,6 +396,12 @@ def _group_rejected(data: DataResult) -> list[tuple[str, str, int, list[Rejected
         )
         for reason, samples in ordered
     ]
+
+
+def _explain_step(data: DataResult, reason: str) -> str:
+    """Which steps a reason that is a step's kind stands for."""
+    steps = [f"{step.number}" for step in data.funnel if step.number is not None and step.kind == reason]
+    return f"dropped by step {' and '.join(steps)} of data.steps" if steps else ""
 
 
 def _adapter_facts(report: Report) -> list[Fact]:

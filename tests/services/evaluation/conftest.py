@@ -18,6 +18,7 @@ from llamero.spec.results import (
     Answer,
     DataResult,
     EvaluationResult,
+    FunnelStep,
     Histogram,
     LengthChoice,
     LengthSummary,
@@ -27,9 +28,11 @@ from llamero.spec.results import (
     RejectedSample,
     Report,
     Sample,
+    ScoreHistogram,
     SourceCounts,
     SplitCounts,
     StatisticsRow,
+    StepRef,
     TrainingResult,
 )
 
@@ -128,6 +131,35 @@ def build_data() -> DataResult:
     )  # fmt: skip
 
 
+def add_steps(data: DataResult) -> DataResult:
+    """The same data, as a recipe with steps would have left it: a judge's scores among them, and a step that changed some."""
+    return data.model_copy(
+        update={
+            "rejected": {"duplicate": 80, "quality": 30, "threshold": 11, "unanswered": 64, "empty-answer": 31, "malformed": 17, "too-long": 9},
+            "funnel": [
+                FunnelStep(kind="read", before=1204),
+                FunnelStep(kind="parse", before=1204, dropped=112, reasons={"unanswered": 64, "empty-answer": 31, "malformed": 17}),
+                FunnelStep(
+                    number=1, kind="quality", profile="instruction", place="spec.data.steps[0]", before=1092, dropped=30,
+                    reasons={"maxBulletLines": 12, "minStopWords": 8, "maxHashRatio": 5, "minAlphabeticWords": 4, "maxMeanWordLength": 1},
+                ),
+                FunnelStep(number=2, kind="personalData", place="spec.data.steps[1]", before=1062, changed=17),
+                FunnelStep(kind="equal", before=1062, dropped=80, reasons={"equal": 80}),
+                FunnelStep(number=3, kind="judge", place="spec.data.steps[2]", before=982),
+                FunnelStep(number=4, kind="threshold", place="spec.data.steps[2]", before=982, dropped=11, reasons={"min": 11}),
+                FunnelStep(kind="cut", before=971, dropped=9, reasons={"too-long": 9}),
+            ],
+            "scores": [ScoreHistogram(name="judge", min=4.5, edges=[i / 4 for i in range(21)],
+                                      counts=[0, 0, 1, 0, 2, 0, 3, 1, 4, 0, 11, 2, 30, 8, 91, 40, 310, 122, 250, 107])],
+            "rejected_samples": [
+                *data.rejected_samples,
+                RejectedSample(reason="threshold", source="facts", file="facts.json", line=51, id="a" * 32, step=StepRef(number=4, kind="threshold"),
+                               rule="min", value=3.5, threshold=4.5, detail="Dropped by `threshold`.", text="Name a bird. A bird."),
+            ],
+        }
+    )  # fmt: skip
+
+
 def build_training(steps: int = 156) -> TrainingResult:
     return TrainingResult(
         method="qlora", steps=steps, epochs=6.0, examples=871, tokens=445_260, target_tokens=299_220, tokens_per_second=2310.4,
@@ -200,7 +232,12 @@ def make_report() -> Callable[..., Report]:
 @pytest.fixture
 def parts() -> dict[str, Callable[..., Any]]:
     """The builders of a report's parts, by name."""
-    return {"data": build_data, "training": build_training, "evaluation": build_evaluation}
+    return {
+        "data": build_data,
+        "data_with_steps": lambda: add_steps(build_data()),
+        "training": build_training,
+        "evaluation": build_evaluation,
+    }
 
 
 QUESTIONS = [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
+from llamero.evaluation.page import _build_funnel as build_page_funnel
 from llamero.evaluation.report import judge_evaluation, render_html, render_json, write_report
 from llamero.spec.job import GateSpec
 from llamero.spec.results import (
@@ -207,6 +208,32 @@ def test_the_page_says_what_the_figures_say(make_report: MakeReport) -> None:
         "2 March 2026, 14:05 UTC",
     ):
         assert part in text, part
+
+
+def test_the_page_shows_what_each_step_of_the_data_did_and_what_records_scored(
+    make_report: MakeReport, parts: Parts
+) -> None:
+    report = make_report(data=parts["data_with_steps"]())
+    page = parse(render_html(report))
+    rows = [" ".join("".join(row.itertext()).split()) for row in page.iter("{*}tr")]
+    shown = [row for row in rows if any(f"{n}. " in row for n in (1, 2, 3, 4))]
+    assert (
+        "1. quality" in shown[0]
+        and "maxBulletLines 12, minStopWords 8, maxHashRatio 5, minAlphabeticWords 4, 1 more rules 1" in shown[0]
+    )
+    assert "2. personalData" in shown[1] and "changed 17" in shown[1]
+    assert "4. threshold" in shown[3] and "min 11" in shown[3]
+    text = " ".join(" ".join(page.itertext()).split())
+    assert "982 records by judge: least kept 4.500." in render_html(report)
+    assert "min 3.5, threshold 4.5" in text
+    assert "dropped by step 4 of data.steps" in text
+
+
+def test_the_parts_of_the_funnel_add_up(parts: Parts) -> None:
+    data = parts["data_with_steps"]()
+    funnel = build_page_funnel(data)
+    dropped = sum(row.records for row in funnel if row.kind in ("rejected", "passed"))
+    assert dropped == sum(data.rejected.values()) == data.read - data.kept
 
 
 def test_credentials_in_a_source_reach_neither_page_nor_json(make_report: MakeReport) -> None:
