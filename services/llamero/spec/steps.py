@@ -394,7 +394,10 @@ class EvaluationSet(SpecModel):
 
 
 class DecontaminateStep(SpecModel):
-    """Drops training records that overlap an evaluation set; the job's own held-out split is always one of them."""
+    """Drops training records that overlap an evaluation set; the job's own held-out split is always one of them.
+
+    Texts are compared as words: case, punctuation, operators and white space don't count, numbers do.
+    """
 
     against: Annotated[list[EvaluationSet], Field(max_length=32)] = Field(
         default_factory=list, description="Evaluation sets besides the held-out split."
@@ -403,11 +406,28 @@ class DecontaminateStep(SpecModel):
         12,
         ge=2,
         le=64,
-        description="A shared n-gram of so many words, in prompt or answer, is an overlap (0 records shorter than "
-        "that are compared as a whole).",
+        description="So many words in a row, in the prompt or in an answer, that also stand in an evaluation record are an "
+        "overlap.",
+    )
+    min_words: int = Field(
+        5,
+        ge=1,
+        le=64,
+        description="A prompt of fewer words than `ngram` but at least so many is an overlap where it equals a text of a "
+        "set in `against` as a whole. A shorter one never is, nor one that equals a held-out prompt alone.",
     )
     jaccard_ngram: int = Field(13, ge=2, le=64, description="Words in a shingle of the Jaccard rule (Gopher).")
-    max_jaccard: Share = Field(0.8, description="Greatest Jaccard similarity of the shingles (Gopher).")
+    max_jaccard: Share = Field(
+        0.8,
+        description="Greatest Jaccard similarity of a record's shingles to an evaluation record's (Gopher). A record of "
+        "fewer words is one shingle.",
+    )
+    boilerplate: int = Field(
+        10,
+        ge=1,
+        description="Words in a row, or short prompts, that stand in more evaluation records than this are boilerplate (a "
+        "template, a licence) and no overlap.",
+    )
 
 
 # -- asking language models ------------------------------------------------------------------------------------------------------

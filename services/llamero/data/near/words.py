@@ -109,9 +109,9 @@ def mix(values: Hashes) -> Hashes:
     return x
 
 
-def hash_words(texts: Sequence[str]) -> Words:
-    """The words of each text."""
-    blocks = [_hash_block(block) for block in _cut_blocks(texts)]
+def hash_words(texts: Sequence[str], with_operators: bool = True) -> Words:
+    """The words of each text; without operators they separate words as punctuation does, and `numbers` are of numbers alone."""
+    blocks = [_hash_block(block, with_operators) for block in _cut_blocks(texts)]
     if not blocks:
         return Words(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.uint64))
     lengths = np.concatenate([b.lengths for b in blocks])
@@ -138,7 +138,7 @@ def _cut_blocks(texts: Sequence[str]) -> Iterator[list[bytes]]:
         yield block
 
 
-def _hash_block(texts: list[bytes]) -> Words:
+def _hash_block(texts: list[bytes], with_operators: bool) -> Words:
     data = b"\n".join([*texts, b"\n"])
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
     kinds = _find_kinds(data)
@@ -147,7 +147,7 @@ def _hash_block(texts: list[bytes]) -> Words:
     starts_mask[1:] &= ~is_word[:-1]
     ends_mask = is_word
     ends_mask[:-1] &= ~is_word[1:]  # is_word is no longer needed
-    operators = kinds == _OPERATOR
+    operators = (kinds == _OPERATOR) & with_operators
     starts = np.flatnonzero(starts_mask | operators)
     stops = np.flatnonzero(ends_mask | operators) + 1
 
