@@ -232,7 +232,7 @@ def test_no_held_out_split_and_no_set_is_nothing_to_do(tmp_path):
 
 
 def test_no_layout_order_or_doubled_task_changes_what_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(decontaminate, "PARTITION_HASHES", 1000)
+    monkeypatch.setattr(decontaminate, "PARTITION_HASHES", 300)
     monkeypatch.setattr(decontaminate, "_BATCH_RECORDS", 30)
     rng = random.Random(0)
     passages = [write_text(rng.randrange(40), 25) for _ in range(200)]
