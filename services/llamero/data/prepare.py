@@ -17,7 +17,7 @@ from llamero.data.shards import code_version, remove_partials
 from llamero.data.shared import SharedFiles
 from llamero.data.sources import NO_TOKENIZER, SourceFile, find_files, fingerprint_named, name_sources
 from llamero.data.sources import DataPlan as DataPlan
-from llamero.spec.digest import data_recipe, digest_json
+from llamero.spec.digest import data_outcome, digest_json
 from llamero.spec.job import DataFormat, FineTuneJobSpec
 from llamero.spec.names import MANIFEST_NAME
 from llamero.spec.results import DataResult
@@ -46,7 +46,7 @@ def plan_data(spec: FineTuneJobSpec, tokenizer_digest: str = NO_TOKENIZER) -> Da
     }
     digest = digest_json(
         {
-            "recipe": data_recipe(spec),
+            "recipe": data_outcome(spec),
             "newTokens": spec.training.lora.new_tokens,
             "files": [[f.source, f.name, f.fingerprint] for f in files],
             "named": sorted(named.items()),

@@ -24,13 +24,36 @@ def digest_files(files: Iterable[FileEntry]) -> str:
 
 # What can change without changing the result: who does the work, and how often it is saved.
 _DATA_NEUTRAL = {"workers"}
+_MODEL_NEUTRAL = {
+    *("secretRef", "concurrency", "requestsPerMinute", "tokensPerMinute", "timeoutSeconds", "retries"),
+    *("pricePerMillionInputTokens", "pricePerMillionOutputTokens", "maxCost", "maxTotalTokens"),
+}
+"""Of a language model that is asked: how fast, by which key and for how much."""
 _TRAINING_NEUTRAL = {"resources", "saveIntervalSeconds", "keepCheckpoints"}
 
 
 def data_recipe(spec: FineTuneJobSpec) -> dict[str, Any]:
-    """What decides the data phase's output besides the sources' contents and the tokenizer."""
+    """What the manifest says of the data: an edit of it starts the next run."""
     recipe = {k: v for k, v in spec.data.to_json_dict().items() if k not in _DATA_NEUTRAL}
     return recipe | {"sequenceLength": spec.training.sequence_length}
+
+
+def data_outcome(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """What decides the data phase's output besides the sources' contents and the tokenizer.
+
+    A run that ended at a language model's cap goes on as the next one when the cap is raised: the same preparation, which spends on.
+    """
+    return {name: _strip_models(value) for name, value in data_recipe(spec).items()}
+
+
+def _strip_models(value: Any) -> Any:
+    """The value without what is neutral in language models, which are told by their `url` and `model`."""
+    if isinstance(value, list):
+        return [_strip_models(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    is_model = {"url", "model"} <= value.keys()
+    return {k: _strip_models(v) for k, v in value.items() if not (is_model and k in _MODEL_NEUTRAL)}
 
 
 def training_recipe(spec: FineTuneJobSpec) -> dict[str, Any]:

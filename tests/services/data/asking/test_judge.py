@@ -14,7 +14,8 @@ from llamero.data.errors import DataError
 from llamero.data.steps.judge import Judging, build, build_question, combine_scores, show_record
 from llamero.data.steps.record import Record, StepContext
 from llamero.spec.asked import find_shared_judges, list_language_models
-from llamero.spec.job import DataSpec
+from llamero.spec.digest import data_outcome, inputs_digest
+from llamero.spec.job import DataSpec, FineTuneJobSpec
 from llamero.spec.records import Message
 from llamero.spec.steps import JudgeStep, LanguageModel
 
@@ -206,3 +207,34 @@ def test_language_models_are_found_wherever_data_names_them() -> None:
         ("spec", "data", "steps", 1, "judge", "models", 1),
         ("spec", "data", "steps", 2, "rewrite", "model"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ({"maxCost": 7, "pricePerMillionInputTokens": 1}, True),
+        ({"maxTotalTokens": 9}, True),
+        ({"concurrency": 2, "requestsPerMinute": 5, "tokensPerMinute": 6, "retries": 1, "timeoutSeconds": 3}, True),
+        ({"secretRef": {"name": "other"}}, True),
+        ({"model": "other"}, False),
+        ({"url": "https://y/v1"}, False),
+        ({"temperature": 1}, False),
+        ({"maxTokens": 5}, False),
+    ],
+)
+def test_a_raised_cap_goes_on_with_the_same_preparation_and_another_model_does_not(
+    change: dict[str, Any], is_same: bool
+) -> None:
+    def build_spec(changed: dict[str, Any]) -> FineTuneJobSpec:
+        model = {"url": "https://x/v1", "model": "m", "maxCost": 5, "pricePerMillionInputTokens": 2} | changed
+        source = {"uri": "seeds.jsonl", "format": "alpaca", "generate": {"model": model}}
+        steps = [{"judge": {"models": [model]}}, {"kCenter": {"embedding": {"kind": "endpoint", "model": model}}}]
+        return FineTuneJobSpec.model_validate(
+            {"baseModel": {"uri": "base"}, "data": {"sources": [source], "steps": steps}}
+        )
+
+    before, after = build_spec({}), build_spec(change)
+    assert (data_outcome(before) == data_outcome(after)) is is_same
+    assert inputs_digest(before) != inputs_digest(
+        after
+    )  # either way the edit is taken up: a failed run is followed by the next
