@@ -34,7 +34,7 @@ PROFILES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"duplicates": {"by": "first-turns"}},
         {"decontaminate": {}},
     ),
-    "lima": ({"answerStyle": {}}, {"nearDuplicates": {"field": "prompt"}}, {"sample": {}}),
+    "lima": ({"answerStyle": {}}, {"nearDuplicates": {"field": "prompt", "threshold": 0.9}}, {"sample": {}}),
     "ltd": ({"nearDuplicates": {}}, {"kCenter": {}}),
     "deita": (
         {"judge": {"models": [], "dimension": "complexity", "scale": 6, "minScore": None, "score": "complexity"}},

@@ -161,7 +161,9 @@ class ContentStep(SpecModel):
         "(English).",
     )
     short_text_words: int = Field(
-        50, ge=1, description="Richness, readability and spelling of answers with fewer words (for spelling, lower-case ones) are not judged."
+        50,
+        ge=1,
+        description="Richness, readability and spelling of answers with fewer words (for spelling, lower-case ones) are not judged.",
     )
 
 
@@ -368,7 +370,13 @@ class NearDuplicatesStep(SpecModel):
     field: Field_ = Field("record", description="What is compared.")
     ngram: int = Field(1, ge=1, le=10, description="Words in a shingle.")
     permutations: int = Field(128, ge=16, le=1024, description="Length of a MinHash sketch.")
-    threshold: float = Field(0.8, gt=0, le=1, description="Least verified similarity of two duplicates.")
+    threshold: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="Least verified similarity of two duplicates. Of two texts that differ in one word in ten, 97% are at "
+        "least as alike as the default; prompts alone are short and want more (0.9).",
+    )
     verify: Literal["jaccard", "rouge-l"] = Field(
         "jaccard",
         description="jaccard: exact, of the shingles of the field. rouge-l: F of the prompts' longest common "

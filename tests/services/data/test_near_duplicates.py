@@ -24,11 +24,11 @@ def write_text(rng: random.Random, words: int) -> str:
     return " ".join(rng.choices(WORDS, k=words))
 
 
-def edit_words(text: str, share: float, rng: random.Random) -> str:
-    """The text with a share of its words replaced, deleted or preceded by another, at random."""
+def edit_words(text: str, share: float, rng: random.Random, kinds: int = 3) -> str:
+    """The text with a share of its words replaced, and with 3 kinds also deleted or preceded by another, at random."""
     words = text.split(" ")
     for place in sorted(rng.sample(range(len(words)), max(1, round(share * len(words)))), reverse=True):
-        match rng.randrange(3):
+        match rng.randrange(kinds):
             case 0:
                 words[place] = rng.choice(WORDS)
             case 1:
@@ -144,19 +144,20 @@ def test_sketches_estimate_the_similarity_that_is_then_measured_exactly():
         assert np.abs(estimated - exact).mean() < 0.03
 
 
-def test_ten_percent_of_edited_words_are_found_and_all_that_is_found_is_alike():
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_ten_percent_of_edited_words_are_found_and_all_that_is_found_is_alike(kinds):
     rng = random.Random(1)
     texts = [write_text(rng, rng.randrange(20, 120)) for _ in range(2000)]
-    edited = [edit_words(t, 0.1, rng) for t in texts[:1000]]
-    found = find_near_duplicates(texts + edited)
+    everything = texts + [edit_words(t, 0.1, rng, kinds) for t in texts[:1000]]
+    found = find_near_duplicates(everything)
     planted = {(i, 2000 + i) for i in range(1000)}
     pairs = {tuple(p) for p in found.pairs.tolist()}
     assert len(planted & pairs) / len(planted) >= 0.95
-    everything = texts + edited
+    threshold = NearDuplicatesStep().threshold
     for a, b in pairs:
-        assert count_exactly(everything[a], everything[b]) >= 0.8
+        assert count_exactly(everything[a], everything[b]) >= threshold
     for dropped in np.flatnonzero(found.favoured >= 0).tolist():
-        assert count_exactly(everything[dropped], everything[found.favoured[dropped]]) >= 0.8
+        assert count_exactly(everything[dropped], everything[found.favoured[dropped]]) >= threshold
 
 
 def test_the_threshold_itself_counts_and_what_lies_below_does_not(tmp_path):
@@ -164,7 +165,7 @@ def test_the_threshold_itself_counts_and_what_lies_below_does_not(tmp_path):
     same = "alpha beta gamma delta epsilon zeta eta"
     answers = ("theta longest", "theta longer", "mu nu")
     records = [make_record(i, same, answer) for i, answer in enumerate(answers)]
-    assert run(tmp_path, records).dropped_lines == {2: "threshold"}
+    assert run(tmp_path, records, threshold=0.8).dropped_lines == {2: "threshold"}
     assert run(tmp_path, records, threshold=0.81).dropped_lines == {}
 
 
@@ -172,7 +173,7 @@ def test_a_drop_tells_how_alike_it_is_to_which_record(tmp_path):
     same = "alpha beta gamma delta epsilon zeta eta"
     records = [make_record(0, same, "theta iota"), make_record(1, "unlike", "else"), make_record(2, same, "theta ka")]
     (drop,) = run(tmp_path, records, shards=3).drops.values()
-    assert (drop.place, drop.value, drop.threshold, drop.other) == ((2, 0), 0.8, 0.8, (0, 0))
+    assert (drop.place, drop.value, drop.threshold, drop.other) == ((2, 0), 0.8, 0.75, (0, 0))
 
 
 def plant(count: int) -> list:
