@@ -85,6 +85,23 @@ def clean_rows(
         yield from _finish_batch(parsed, options, measure, applier, counts)
 
 
+def count_rows(rows: Iterable[Row], options: CleanOptions, measure: Measure, counts: CleanCounts) -> Iterator[str]:
+    """Only count the rows and their lengths into `counts`; an empty text for each record, the reason for each row that is none."""
+    numbered = enumerate(rows)
+    while batch := list(islice(numbered, _BATCH_RECORDS)):
+        parsed = [_parse_row(number, row, options, counts) for number, row in batch]
+        counts.read += len(batch)
+        readable = [p for p in parsed if isinstance(p, _Parsed)]
+        measured = iter(measure_records([p.record for p in readable], options.system, measure, options.hashes_first))
+        for row in parsed:
+            if isinstance(row, Rejected):
+                counts.statistics.of(find_domain((), options.domains)).samples += 1
+                yield str(row.line["reason"])
+                continue
+            judged = _judge_row(row, next(measured), options, counts)
+            yield str(judged.line["reason"]) if isinstance(judged, Rejected) else ""
+
+
 def _finish_batch(
     parsed: Sequence[_Parsed | Rejected], options: CleanOptions, measure: Measure, applier: Applier, counts: CleanCounts
 ) -> Iterator[Candidate | Rejected]:
