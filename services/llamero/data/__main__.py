@@ -1,6 +1,6 @@
 """A worker process: takes tasks as JSON lines on stdin, answers on stdout, and ends with its parent.
 
-Started by `pool`; `python -m llamero.data PARENT_PID`.
+Started by `pool`; `python -m llamero.data PARENT_PID [MODULE ...]`, where the modules are imported while there is no task yet.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ def main() -> None:
     answers = _take_stdout()
     from llamero.data.worker import serve_tasks
 
-    serve_tasks(sys.stdin.buffer, answers)
+    serve_tasks(sys.stdin.buffer, answers, sys.argv[2:])
 
 
 if __name__ == "__main__":

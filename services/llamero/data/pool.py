@@ -60,14 +60,14 @@ class InlineRunner:
 class _Worker:
     """One process, and the task that it is at."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         environment = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         # Found the way that this process found it, installed or not.
         package_root = str(Path(__file__).parents[2])
         path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH", "")) if p)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llamero.data", str(os.getpid())],
+            [sys.executable, "-m", "llamero.data", str(os.getpid()), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -111,10 +111,13 @@ class _Worker:
 
 
 class WorkerPool:
-    """Worker processes, all started at once; a context manager that ends them, however it is left."""
+    """Worker processes, all started at once; a context manager that ends them, however it is left.
 
-    def __init__(self, workers: int) -> None:
-        self._limit = workers
+    `modules` are what they may import while there is no task yet.
+    """
+
+    def __init__(self, workers: int, modules: Sequence[str] = ()) -> None:
+        self._limit, self._modules = workers, tuple(modules)
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
@@ -169,7 +172,7 @@ class WorkerPool:
             worker.send(number, tasks[number])  # a dead one is noticed by its closed pipe
 
     def _start(self) -> _Worker:
-        worker = _Worker()
+        worker = _Worker(self._modules)
         self._workers.append(worker)
         assert worker.process.stdout is not None
         self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)

@@ -23,6 +23,9 @@ from llamero.spec.names import MANIFEST_NAME
 from llamero.spec.results import DataResult
 from llamero.storage import StorageError, delete_tree, find_damage, is_local, local_path
 
+_TOKENIZERS = ("llamero.model.bases", "transformers.models.auto.tokenization_auto")
+"""What workers that tokenise import meanwhile: it takes seconds."""
+
 INLINE_BYTES = 2 << 20
 """Less data than this is prepared in the calling process: starting workers would take longer."""
 
@@ -131,7 +134,7 @@ def _open_runner(plan: DataPlan, workers: int, given: TaskRunner | None) -> Iter
     if _is_little(plan.files):
         yield InlineRunner()
         return
-    with WorkerPool(workers) as pool:
+    with WorkerPool(workers, () if plan.tokenizer_digest == NO_TOKENIZER else _TOKENIZERS) as pool:
         yield pool
 
 

@@ -5,6 +5,7 @@ import importlib
 import select
 import socket
 import traceback
+from collections.abc import Sequence
 from typing import IO, Any
 
 import orjson
@@ -34,9 +35,14 @@ _AWAY = frozenset(
 )
 
 
-def serve_tasks(tasks: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer each task's line: {rows} while it runs, at last {folder, reused} or {failure, message}. Ends with its input."""
-    _import_while_idle(tasks)
+def serve_tasks(tasks: IO[bytes], answers: IO[bytes], modules: Sequence[str] = ()) -> None:
+    """Answer each task's line: {rows} while it runs, at last {folder, reused} or {failure, message}. Ends with its input.
+
+    `modules` take seconds to import: the time until there is a task is used for them.
+    """
+    if not select.select([tasks], [], [], _IDLE_SECONDS)[0]:
+        for module in modules:
+            importlib.import_module(module)
     for line in iter(tasks.readline, b""):
         task = orjson.loads(line)
         try:
@@ -45,13 +51,6 @@ def serve_tasks(tasks: IO[bytes], answers: IO[bytes]) -> None:
         except Exception as error:
             failure, message = describe_failure(error)
             _answer(answers, {"failure": failure, "message": message})
-
-
-def _import_while_idle(tasks: IO[bytes]) -> None:
-    """Use the time until there is a task for what takes seconds to import."""
-    if not select.select([tasks], [], [], _IDLE_SECONDS)[0]:
-        importlib.import_module("llamero.data.clean")
-        importlib.import_module("transformers.models.auto.tokenization_auto")
 
 
 def describe_failure(error: Exception) -> tuple[str, str]:

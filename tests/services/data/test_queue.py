@@ -27,7 +27,7 @@ from llamero.data.worker import SPACE, STORAGE
 from llamero.storage import StorageError
 
 WORKER = Path(__file__).parent / "spool_worker.py"
-KINDS = ["read", "clean", "cap", "settle", "write"]
+KINDS = ["read", "clean", "cap", "settle", "set", "refine", "write"]
 
 
 class Spool:
@@ -83,7 +83,12 @@ def job(write_alpaca, make_spec, monkeypatch):
     first = write_alpaca([*rows, ("empty", ""), ("too long", "word " * 900)], "first.json")
     second = write_alpaca([(f"other question {i}", f"other answer {i}") for i in range(200)], "second.json")
     sources = [{"uri": str(first), "format": "alpaca"}, {"uri": str(second), "format": "alpaca", "maxRecords": 120}]
-    return make_spec(sources, shard_records=60, evaluation_fraction=0.1)
+    steps = [
+        {"length": {"unit": "words", "min": 2}},
+        {"random": {"fraction": 0.9}},
+        {"length": {"unit": "words", "max": 28}},
+    ]
+    return make_spec(sources, shard_records=60, evaluation_fraction=0.1, steps=steps)
 
 
 @pytest.fixture
@@ -225,7 +230,10 @@ def test_what_is_wrong_with_the_data_ends_the_step_with_the_workers_sentence(tmp
 
 def test_a_source_that_nobody_serves_is_no_fault_of_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr("llamero.data.tasks._RETRY_SECONDS", 0)
-    task = read_task(tmp_path / "a", tmp_path / "shards" / "a") | {"uri": "http://127.0.0.1:9/a.json", "allowHttp": True}
+    task = read_task(tmp_path / "a", tmp_path / "shards" / "a") | {
+        "uri": "http://127.0.0.1:9/a.json",
+        "allowHttp": True,
+    }
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
         run(QueueRunner(run_shard_task), task)
 
