@@ -155,7 +155,7 @@ class Coordinator:
             digests = {f.name: f.sha256 for f in shard.files}
             for number, rows in enumerate(shard.summary["rows"]):
                 name = raw_part_name(number)
-                parts.append(RawPart(shard.uri, name, digests[name], rows, file))
+                parts.append(RawPart(shard.uri, name, digests[name], rows, file, shard.summary.get("growth", "")))
         return parts
 
     def clean_shards(self, parts: Sequence[RawPart], leading: Sequence[PlannedStep]) -> list[Shard]:

@@ -29,13 +29,14 @@ from llamero.spec.results import (
 
 @dataclass(frozen=True)
 class RawPart:
-    """A raw shard's part: the shard, the name of the file with its rows, how many, and which source file they are of."""
+    """A raw shard's part: the shard, the name of the file with its rows, how many, which source file they are of, and how it grew if made."""
 
     uri: str
     name: str
     sha256: str
     rows: int
     file: SourceFile
+    growth: str = ""
 
 
 def build_result(
@@ -160,6 +161,7 @@ def _count_sources(
 ) -> list[SourceCounts]:
     read, kept = Counter[int](), Counter[int]()
     rejected: dict[int, Counter[str]] = {i: Counter() for i in range(len(spec.data.sources))}
+    growth = {part.file.source: part.growth for part in parts}
     for part, before, after in zip(parts, clean, written, strict=True):
         read[part.file.source] += before.summary["read"]
         kept[part.file.source] += sum(side["records"] for side in after.summary["sides"].values())
@@ -174,6 +176,7 @@ def _count_sources(
             read=read[i],
             kept=kept[i],
             rejected=dict(sorted(rejected[i].items())),
+            growth=growth.get(i, ""),
         )
         for i, source in enumerate(spec.data.sources)
     ]

@@ -72,7 +72,7 @@ def generate_source(task: Task, report: Report, files: SharedFiles) -> Shard:
     def build(folder: Path) -> dict[str, Any]:
         made = generate_rows(source, context)
         parts = _write_parts(folder, made, task["shardRecords"], report)
-        growth = made.growth.to_dict() if made.growth else {}
+        growth = made.growth.describe() if made.growth else ""
         return {"rows": parts, SUMMARY_KEY: [a.to_dict() for a in made.accounts], "growth": growth}
 
     return files.commit(task["folder"], build)

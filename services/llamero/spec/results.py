@@ -60,7 +60,7 @@ class LengthChoice(ResultModel):
 
 
 class SourceCounts(ResultModel):
-    """A source's part: read = kept + sum(rejected)."""
+    """A source's part: read = kept + sum(rejected). `growth`: of records made by a language model, how far their pool grew and why it ended."""
 
     name: str
     uri: str
@@ -70,6 +70,7 @@ class SourceCounts(ResultModel):
     read: int
     kept: int
     rejected: dict[str, int] = Field(default_factory=dict)
+    growth: str = ""
 
 
 class SplitCounts(ResultModel):

@@ -8,7 +8,7 @@ beside; who answers, and what that may cost, is the asker's business.
 import logging
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final, Literal
 
@@ -57,10 +57,6 @@ class Growth:
     records: int
     refused: int
     ended: Literal["records", "calls", "barren"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
     def describe(self) -> str:
         """A sentence for a person."""
