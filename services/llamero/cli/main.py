@@ -14,6 +14,7 @@ from rich.table import Table
 
 from llamero import __version__
 from llamero.cli.cluster import COMMANDS as CLUSTER_COMMANDS
+from llamero.cli.data import data
 from llamero.cli.display import format_number, format_seconds, make_display
 from llamero.cli.manifest import LoadedManifest, load_manifest
 from llamero.cli.processes import ServerError
@@ -138,7 +139,7 @@ def build_schema() -> dict[str, object]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **FineTuneJob.model_json_schema(by_alias=True)}
 
 
-for command in CLUSTER_COMMANDS:
+for command in (data, *CLUSTER_COMMANDS):
     cli.add_command(command)
 
 
