@@ -41,7 +41,15 @@ def make_entries(hashes: Hashes, records: NDArray[np.integer]) -> NDArray:
     """Each hash of each record once, sorted."""
     table = np.zeros(len(hashes), ENTRY_DTYPE)
     table["hash"], table["record"] = hashes, records
-    return np.unique(table)
+    table = sort_entries(table)
+    is_new = np.ones(len(table), bool)
+    is_new[1:] = (table["hash"][1:] != table["hash"][:-1]) | (table["record"][1:] != table["record"][:-1])
+    return table[is_new]
+
+
+def sort_entries(entries: NDArray) -> NDArray:
+    """By hash and record; ten times as fast as by comparing whole entries."""
+    return entries[np.lexsort((entries["record"], entries["hash"]))]
 
 
 def find_prefixes(sets: ShingleSets, least: float) -> tuple[Hashes, NDArray[np.int64]]:

@@ -25,6 +25,7 @@ from llamero.data.near.overlap import (
     look_up,
     look_up_all,
     make_entries,
+    sort_entries,
 )
 from llamero.data.near.pairs import measure_jaccard
 from llamero.data.near.sketch import ShingleSets, build_shingles, collect_sets, spread_ranges
@@ -292,7 +293,7 @@ def _load_range(task: Task, name: str, files: SharedFiles) -> NDArray:
         part = np.array(table[start:end])
         part["record"] += np.uint64(number * _HIGH)
         parts.append(part)
-    return np.sort(np.concatenate(parts), order=["hash", "record"])
+    return sort_entries(np.concatenate(parts))
 
 
 def _map(uri: str, name: str, files: SharedFiles) -> NDArray:

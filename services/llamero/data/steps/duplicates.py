@@ -102,8 +102,8 @@ def index(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict[
             keys.append((*_halve(key), *_describe(seen, options)))
         if options.conflicting != "keep":
             conflicts.append((*_describe_instance(seen.record), seen.record.row))
-    np.save(folder / KEYS_FILE, np.sort(np.array(keys, dtype=KEY_DTYPE), order=["hi", "lo", "row"]))
-    np.save(folder / CONFLICTS_FILE, np.sort(np.array(conflicts, dtype=CONFLICT_DTYPE), order=["hi", "lo", "row"]))
+    for name, table in ((KEYS_FILE, np.array(keys, KEY_DTYPE)), (CONFLICTS_FILE, np.array(conflicts, CONFLICT_DTYPE))):
+        np.save(folder / name, table[np.argsort(table["hi"], kind="stable")])
     return {"keys": len(keys)}
 
 
@@ -133,7 +133,7 @@ def _describe(seen: Seen, options: DuplicatesStep) -> tuple[int, bool, float, in
         return record.row, seen.held_out, 0.0, 0
     score = float(len(record.answer)) if options.keep == "longest" else find_score(record, options.score or "")
     known = score is not None and not np.isnan(score)
-    tie = _halve(hash_content(record.messages, record.input))[0]
+    tie = int(record.id[:16], 16) if record.id else _halve(hash_content(record.messages, record.input))[0]
     return record.row, seen.held_out, float(score or 0.0) if known else -np.inf, tie
 
 

@@ -46,7 +46,7 @@ PARTITION_KEYS = 1_000_000
 GROUP_RECORDS = 500_000
 PART_EDGES = 500_000
 _READ_ROWS = 4096
-_BATCH_VALUES = 1 << 23
+_BATCH_VALUES = 1 << 21
 _CHUNK_EDGES = 1 << 20
 
 KEY_DTYPE = np.dtype([("key", "<u8"), ("tie", "<u8"), ("place", "<u4"), ("size", "<u4")])
@@ -163,7 +163,7 @@ def sketch(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict
         values.append(sets.values)
         report(len(rows))
     keys = np.concatenate([np.zeros(0, KEY_DTYPE), *tables])
-    np.save(folder / KEYS_FILE, np.sort(keys, order=["key", "place"]))
+    np.save(folder / KEYS_FILE, keys[np.argsort(keys["key"], kind="stable")])
     np.save(folder / ROWS_FILE, np.array(rows, dtype=ROW_DTYPE))
     np.save(folder / VALUES_FILE, np.concatenate([np.zeros(0, np.uint64), *values]))
     np.save(folder / PROMPTS_FILE, np.frombuffer(b"".join(prompts), np.uint8))
@@ -182,6 +182,8 @@ def _batch_records(records: Iterator[Seen]) -> Iterator[list[Seen]]:
 
 
 def _hash_record(record: Record) -> int:
+    if record.id:
+        return int(record.id[:16], 16)
     return int.from_bytes(hash_content(record.messages, record.input)[:8], "big")
 
 
@@ -220,7 +222,7 @@ def pair(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict[s
     found = np.zeros(len(pairs), PAIR_DTYPE)
     ends = np.sort(number[pairs], axis=1)
     found["a"], found["b"], found["size"] = ends[:, 0], ends[:, 1], sizes[pairs].sum(axis=1)
-    found = np.unique(found)
+    found = _drop_repeated(found)
     np.save(folder / PAIRS_FILE, found)
     return {"pairs": len(found)}
 
@@ -266,7 +268,15 @@ def _collect_pairs(task: Task, files: SharedFiles) -> NDArray:
         table = np.load(files.fetch(uri, [PAIRS_FILE]) / PAIRS_FILE, mmap_mode="r", allow_pickle=False)
         start, end = np.searchsorted(table["a"], [task["first"], task["last"]])
         parts.append(np.array(table[start:end]))
-    return np.unique(np.concatenate(parts))
+    return _drop_repeated(np.concatenate(parts))
+
+
+def _drop_repeated(pairs: NDArray) -> NDArray:
+    """Each pair once, sorted."""
+    pairs = pairs[np.lexsort((pairs["b"], pairs["a"]))]
+    is_new = np.ones(len(pairs), bool)
+    is_new[1:] = (pairs["a"][1:] != pairs["a"][:-1]) | (pairs["b"][1:] != pairs["b"][:-1])
+    return pairs[is_new]
 
 
 @dataclass
@@ -296,8 +306,11 @@ class _Sketches:
         records, local = np.unique(pairs, return_inverse=True)
         local = local.reshape(pairs.shape)
         if options.verify == "rouge-l":
-            return measure_rouge(self._read_prompts(records), local)
-        return measure_jaccard(self._read_sets(records), local)
+            measured = measure_rouge(self._read_prompts(records), local)
+        else:
+            measured = measure_jaccard(self._read_sets(records), local)
+        self._mapped.clear()  # what stays mapped stays in memory, a page for each record
+        return measured
 
     def _read_sets(self, records: NDArray[np.int64]) -> ShingleSets:
         rows = self.read_rows(records)
