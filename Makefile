@@ -63,6 +63,10 @@ bench-operator: setup ## The operator with 10, 100 and 1,000 jobs beside a bare 
 	@scripts/setup.sh cluster
 	@$(BIN)/python benchmarks/operator/run.py $(ARGS)
 
+.PHONY: bench-data
+bench-data: setup ## The data steps beside BeautifulSoup, datatrove, Data-Juicer, rensa and rouge_score (ARGS=--quick for a short one)
+	@$(BIN)/python benchmarks/data/run.py $(ARGS)
+
 .PHONY: images
 images: setup ## Build the container images with buildah (ARGS passes options and names; see images/build.py --help)
 	@scripts/setup.sh images

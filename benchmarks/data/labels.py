@@ -27,12 +27,14 @@ from numpy.typing import NDArray
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "services"))
 
-from llamero.data.choosing import hashed, k_center  # noqa: E402
+from llamero.data.choosing import hashed, k_center, keep_dissimilar  # noqa: E402
 from llamero.data.choosing.clusters import assign, find_k_means  # noqa: E402
+from llamero.data.choosing.greedy import find_nearest  # noqa: E402
 from llamero.data.choosing.neighbours import measure_neighbours  # noqa: E402
-from llamero.data.choosing.tables import hash_record  # noqa: E402
+from llamero.data.choosing.tables import allot, hash_record  # noqa: E402
 from llamero.data.near import find_near_duplicates  # noqa: E402
 from llamero.data.steps import score  # noqa: E402
+from llamero.data.steps.rank import scale  # noqa: E402
 from llamero.data.steps.record import Record, StepContext  # noqa: E402
 from llamero.spec.profiles import PROFILES  # noqa: E402
 from llamero.spec.records import Message  # noqa: E402
@@ -55,7 +57,18 @@ class Row:
     over: str
     found: float
     expected: float
-    auc: float | None
+    auc: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A set of as many records as the selection has. Distances are to the nearest chosen record: the greatest, and the mean of all records."""
+
+    name: str
+    found: float
+    median_answer_words: float
+    covering_radius: float
+    mean_distance: float
 
 
 def main() -> int:
@@ -71,12 +84,16 @@ def main() -> int:
     scores, vectors = measure_all(records)
     read = choose_read(records, options.scored)
     model_scores = measure_by_model(records, read, options.base) if len(read) else {}
-    rows = compare(scores, model_scores, vectors, labels, read, options.seed)
+    rows = compare(scores, model_scores, labels, read, options.seed)
+    sets = choose_all(scores, vectors, labels, options.seed)
+    choices = [describe_choice(name, chosen, scores, vectors, labels) for name, chosen in sets.items()]
     print(write_head(options, records, labels, matches, read))
     print(write_table(rows))
+    print(write_choices(choices))
     figures = {f"{r.name} ({r.over})": {"found": r.found, "expected": r.expected, "auc": r.auc} for r in rows}
     result = {"benchmark": "labels", "records": len(records), "selected": int(labels.sum()), "matches": matches}
     result |= {"seconds": round(time.monotonic() - started, 1), "marks": {}, "figures": figures}
+    result["choices"] = {c.name: {k: v for k, v in vars(c).items() if k != "name"} for c in choices}
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
@@ -207,13 +224,10 @@ def measure_by_model(records: Sequence[Record], read: NDArray[np.int64], base: P
 def compare(
     scores: dict[str, Scores],
     model_scores: dict[str, Scores],
-    vectors: NDArray[np.float32],
     labels: Mask,
     read: NDArray[np.int64],
     seed: int,
 ) -> list[Row]:
-    rule = PROFILES["instruction-mining"][0]["mining"]["coefficients"]
-    mined = -sum(weight * scores[name] for name, weight in rule.items())
     random = np.random.default_rng(seed).random(len(labels))
     everywhere = {
         "random": random,
@@ -224,11 +238,10 @@ def compare(
         "no near duplicate": -scores["nearDuplicate"],
         "neighbour distance, farthest first": scores["neighbourDistance"],
         "rarity, rarest first": scores["rarity"],
-        "Instruction Mining's rule without reward": mined,
+        "Instruction Mining's rule without reward": mine(scores),
         f"linear fit to the labels, {FOLDS}-fold": fit(list(scores.values()), labels, seed),
     }
     rows = [judge(name, "all", values, labels, seed) for name, values in everywhere.items()]
-    rows.insert(-1, judge_choice("k-center", vectors, labels, seed))
     if len(read):
         own = labels[read]
         filled = {name: np.where(np.isnan(v), np.nanmedian(v), v) for name, v in model_scores.items()}
@@ -261,11 +274,46 @@ def judge(name: str, over: str, values: Scores, labels: Mask, seed: int) -> Row:
     )
 
 
-def judge_choice(name: str, vectors: NDArray[np.float32], labels: Mask, seed: int) -> Row:
-    """The same for a set that is chosen at once."""
+def choose_all(
+    scores: dict[str, Scores], vectors: NDArray[np.float32], labels: Mask, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """As many records as the published selection has, by each way of choosing that works without a judge."""
+    count = int(labels.sum())
     centres = find_k_means(vectors[np.random.default_rng(seed).permutation(len(vectors))[:SAMPLE]], CLUSTERS)
-    chosen = k_center(vectors, centres, int(labels.sum()))
-    return Row(name, "all", round(float(labels[chosen].mean()), 4), round(float(labels.mean()), 4), None)
+    clusters, _ = assign(vectors, centres)
+    longest = np.argsort(-scores["answerWords"], kind="stable")
+    different, _, _ = keep_dissimilar(vectors[longest], 0.9, count)
+    weighted = scale(scores["answerWords"]) + scale(scores["rarity"])
+    shares = allot(np.bincount(clusters, minlength=len(centres)), count)
+    best = [np.flatnonzero(clusters == c) for c in range(len(centres))]
+    ranked = [own[np.argsort(-weighted[own], kind="stable")[:share]] for own, share in zip(best, shares, strict=True)]
+    return {
+        "random": np.random.default_rng(seed).permutation(len(labels))[:count],
+        "kCenter": k_center(vectors, centres, count),
+        "diversity by answerWords": longest[different],
+        "rank by answerWords and rarity": np.concatenate(ranked),
+        "mining by the published rule": np.argsort(-mine(scores), kind="stable")[:count],
+        "published selection (a judge's)": np.flatnonzero(labels),
+    }
+
+
+def describe_choice(
+    name: str, chosen: NDArray[np.int64], scores: dict[str, Scores], vectors: NDArray[np.float32], labels: Mask
+) -> Choice:
+    _, distances = find_nearest(vectors, chosen)
+    return Choice(
+        name,
+        round(float(labels[chosen].mean()), 4),
+        float(np.median(scores["answerWords"][chosen])),
+        round(float(distances.max()), 3),
+        round(float(distances.mean()), 3),
+    )
+
+
+def mine(scores: dict[str, Scores]) -> Scores:
+    """Instruction Mining's rule, greatest first."""
+    rule: dict[str, float] = PROFILES["instruction-mining"][0]["mining"]["coefficients"]
+    return -np.sum([weight * scores[name] for name, weight in rule.items()], axis=0)
 
 
 def measure_auc(values: Scores, labels: Mask) -> float:
@@ -312,8 +360,22 @@ def write_head(
 def write_table(rows: Sequence[Row]) -> str:
     lines = ["| order | over | of the selection found | by chance | times chance | AUC |", "|---|---|---|---|---|---|"]
     for r in rows:
-        auc = "–" if r.auc is None else f"{r.auc:.3f}"
-        lines.append(f"| {r.name} | {r.over} | {r.found:.1%} | {r.expected:.1%} | {r.found / r.expected:.2f} | {auc} |")
+        lines.append(
+            f"| {r.name} | {r.over} | {r.found:.1%} | {r.expected:.1%} | {r.found / r.expected:.2f} | {r.auc:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_choices(choices: Sequence[Choice]) -> str:
+    lines = [
+        "",
+        "| chosen by | of the selection found | median words of an answer | covering radius | mean distance |",
+        "|---|---|---|---|---|",
+    ]
+    for c in choices:
+        lines.append(
+            f"| {c.name} | {c.found:.1%} | {c.median_answer_words:g} | {c.covering_radius:.3f} | {c.mean_distance:.3f} |"
+        )
     return "\n".join(lines)
 
 

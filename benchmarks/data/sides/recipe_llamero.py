@@ -1,0 +1,48 @@
+"""The default recipe by llamero, from a file of records to the finished folder, in `options.workers` worker processes.
+
+No base model: lengths are counted in words and nothing is tokenised, as the peers do not either. The clock holds the start of the workers.
+"""
+
+import shutil
+from pathlib import Path
+
+from measurement import Figures, Job, run_side
+
+from llamero.data.prepare import plan_data, prepare_data
+from llamero.spec.job import FineTuneJobSpec
+
+
+def measure(job: Job, figures: Figures) -> None:
+    measure_with(job, figures, job.options.get("workers", 1))
+
+
+def measure_with(job: Job, figures: Figures, workers: int) -> None:
+    """Prepare the first `size` records in so many worker processes."""
+    source, output, cache = cut(job), job.folder / "prepared", job.folder / "cache"
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "baseModel": {"uri": "/base"},
+            "data": {"sources": [{"uri": str(source), "format": "alpaca"}], **job.options.get("data", {})},
+            "training": {"sequenceLength": 4096},
+        }
+    )
+    with figures.clock():
+        plan = plan_data(spec)
+        result = prepare_data(spec, plan, None, output, cache, lambda progress: None, workers)
+    figures.documents = job.size
+    figures.found = {"kept": result.kept, "read": result.read, "rejected": result.rejected}
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+def cut(job: Job) -> Path:
+    """The first `size` lines of the input, as they are."""
+    path = job.folder / "source.jsonl"
+    with Path(job.input).open("rb") as lines, path.open("wb") as first:
+        for _, line in zip(range(job.size), lines, strict=False):
+            first.write(line)
+    return path
+
+
+if __name__ == "__main__":
+    run_side(measure)
