@@ -28,7 +28,7 @@ _NOTICES: Final = (
     r"you are here:?.{0,80}",
     # sharing and following
     r"(?:share|tweet|pin|like|follow|print|e-?mail|save|bookmark|comment|reply|report|flag|embed|copy link"
-    r"|link copied)(?: (?:this|it|us|article|page|post))?[.!]?",
+    r"|link copied)(?: (?:this|it|us|article|page|post)){0,2}[.!]?",
     r"(?:share|follow|find|like|join) (?:this (?:article|page|post|story) )?(?:us )?(?:on|via|with"
     r"|in) (?:facebook|twitter|x|linkedin|pinterest|instagram|youtube|reddit|whatsapp|e-?mail|social media"
     r"|friends)\b.{0,40}",
@@ -50,7 +50,7 @@ _NOTICES: Final = (
     r"(?:please )?(?:enable|turn on) javascript\b.{0,100}|.{0,40}\bjavascript is (?:disabled|required|not enabled)\b.{0,100}",
     r"loading(?:\.\.\.|…)?|please wait(?:\.\.\.|…)?|(?:image|photo|picture) (?:credit|source|courtesy)\b.{0,80}"
     r"|(?:reading time:? )?\d+ min(?:ute)?s? read",
-    r"copy code|regenerate response|\d+ ?/ ?\d+",
+    r"copy code|regenerate response",
 )
 """Each is a whole line, whatever its case, with a list's or a heading's marks before it."""
 

@@ -4,7 +4,7 @@ What frames a page (navigation, adverts, headers, footers, forms, cookie notices
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -50,6 +50,9 @@ _MAX_LINK_SHARE = 0.6
 _FRAMED_SHARE = 0.5
 """An element with a frame's name that holds a larger share of the page's text is none."""
 
+MAX_DEPTH = 500
+"""A page whose elements are nested deeper is hostile or broken: it becomes its mere text. Browsers stop there too."""
+
 _BLOCKS = "div, section, ul, ol, table, dl"
 _CONTAINERS = frozenset({"div", "section", "main", "article", "table", "tbody", "tr", "td", "center", "span"})
 
@@ -81,6 +84,8 @@ def extract_content(html: str, options: ExtractStep) -> str:
     page = LexborHTMLParser(html)
     if page.body is None:
         return ""
+    if _is_deep(page.body):
+        return normalise_text(page.body.text(separator=" "))
     for selector in options.drop:
         _remove(_select(page.body, selector))
     if options.css is not None:
@@ -114,16 +119,24 @@ def _select(node: LexborNode, selector: str) -> list[LexborNode]:
 def _outermost(nodes: list[LexborNode]) -> list[LexborNode]:
     """Those that lie in none of the others."""
     chosen = {node.mem_id for node in nodes}
-    return [node for node in nodes if not any(parent.mem_id in chosen for parent in _list_parents(node))]
+    return [node for node in nodes if not any(parent.mem_id in chosen for parent in _walk_up(node))]
 
 
-def _list_parents(node: LexborNode) -> list[LexborNode]:
-    parents: list[LexborNode] = []
+def _walk_up(node: LexborNode) -> Iterator[LexborNode]:
     parent = node.parent
-    while parent is not None and len(parents) < 10_000:
-        parents.append(parent)
+    while parent is not None:
+        yield parent
         parent = parent.parent
-    return parents
+
+
+def _is_deep(body: LexborNode) -> bool:
+    """Whether elements are nested beyond MAX_DEPTH."""
+    level = [body]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in node.iter()]
+        if not level:
+            return False
+    return True
 
 
 def _find_by_xpath(html: str, xpath: str) -> list[str]:
@@ -160,11 +173,12 @@ def _remove(nodes: list[LexborNode]) -> None:
 def _remove_frame(body: LexborNode) -> None:
     _remove(body.css(_FRAME))
     # A header of an article holds its title; one of the page, its navigation.
-    _remove([n for n in body.css(_HEADER) if not any(p.tag in ("main", "article") for p in _list_parents(n))])
+    _remove([n for n in body.css(_HEADER) if not any(p.tag in ("main", "article") for p in _walk_up(n))])
     amounts = _measure(body)
     most = _FRAMED_SHARE * amounts[body.mem_id].characters
     named = [n for n in body.css("[class], [id]") if n.tag not in _NEVER_FRAME and _has_frame_name(n)]
-    _remove([n for n in named if amounts[n.mem_id].characters <= most and n.css_first(_HOLDS_CONTENT) is None])
+    holders = {p.mem_id for n in body.css(_HOLDS_CONTENT) for p in (n, *_walk_up(n))}
+    _remove([n for n in named if amounts[n.mem_id].characters <= most and n.mem_id not in holders])
 
 
 def _has_frame_name(node: LexborNode) -> bool:

@@ -14,6 +14,20 @@ _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|\n\s*\n|\n(?=\s*(?:[-
 _ABBREVIATIONS = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|Mr|Mrs|Ms|Dr|Prof|St|No|Fig|[A-Z])\.(?=\s)")
 # A word of small letters alone; what is part of a name, a number or an identifier is none.
 _SMALL_WORD = re.compile(r"(?<![\w'’.@/-])[a-z]+(?:['’][a-z]+)?(?![\w'’@/]|[.-]\w)")
+# The list is American.
+_BRITISH = tuple(
+    (re.compile(british), american)
+    for british, american in (
+        (r"our(?=$|s$|ed$|ing|able|abl|ful|ite|hood|y$|less|ist|ed)", "or"),
+        (r"is(?=e$|es$|ed$|ing$|er$|ers$|ation|able$)", "iz"),
+        (r"ys(?=e$|es$|ed$|ing$)", "yz"),
+        (r"(?<=[tb])re(?=$|s$|d$)", "er"),
+        (r"ll(?=ed$|ing$|er$|ers$|ery$)", "l"),
+        (r"ogue(?=$|s$)", "og"),
+        (r"ence(?=$|s$)", "ense"),
+        (r"ae|oe", "e"),
+    )
+)
 _SUFFIXES = ("'s", "s'", "'ll", "'ve", "'d", "'re")
 
 
@@ -89,4 +103,6 @@ def find_misspelled(words: Iterable[str]) -> list[str]:
 
 def _is_known(word: str, known: frozenset[str]) -> bool:
     word = word.replace("’", "'")
-    return len(word) < 3 or word in known or any(word.endswith(s) and word[: -len(s)] in known for s in _SUFFIXES)
+    if len(word) < 3 or word in known or any(word.endswith(x) and word[: -len(x)] in known for x in _SUFFIXES):
+        return True
+    return any(pattern.sub(american, word) in known for pattern, american in _BRITISH if pattern.search(word))
