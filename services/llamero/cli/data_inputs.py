@@ -22,7 +22,7 @@ from llamero.storage import StorageError, is_local, local_path
 FORMAT_OPTION = click.option(
     "--format",
     "format_name",
-    type=click.Choice(["auto", *DataFormat]),
+    type=click.Choice(["auto", *(known.value for known in DataFormat)]),
     default="auto",
     show_default=True,
     help="How the records are laid out; auto guesses it from the first rows of each file.",

@@ -144,6 +144,8 @@ def _build_spec(raw: dict[str, Any], changes: dict[str, Any], sequence_length: i
 
 def _refuse_output(output: Path, spec: FineTuneJobSpec) -> None:
     """End the command where preparing would remove what is not ours, or would read its own outcome."""
+    if output.exists() and not output.is_dir():
+        fail(f"{output} is a file: choose a folder.", ExitCode.BAD_MANIFEST)
     for source in spec.data.sources:
         if is_local(source.uri) and output.resolve().is_relative_to(local_path(source.uri).resolve()):
             fail(f"{output} lies in {source.uri}, which is read: choose another folder.", ExitCode.BAD_MANIFEST)
@@ -154,8 +156,6 @@ def _refuse_output(output: Path, spec: FineTuneJobSpec) -> None:
         and not (output / SHARDS).is_dir()
     ):
         fail(f"{output} holds other files: choose an empty folder, or a new one.", ExitCode.BAD_MANIFEST)
-    if output.exists() and not output.is_dir():
-        fail(f"{output} is a file: choose a folder.", ExitCode.BAD_MANIFEST)
 
 
 def _find_base(spec: FineTuneJobSpec, display: Any) -> Path:
