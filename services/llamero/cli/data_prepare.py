@@ -25,7 +25,7 @@ from llamero.cli.data_inputs import (
 )
 from llamero.cli.data_tables import format_table
 from llamero.cli.display import make_display
-from llamero.cli.manifest import format_path
+from llamero.cli.manifest import format_path, resolve_steps
 from llamero.cli.run import ExitCode, RunOptions
 from llamero.spec.job import FineTuneJobSpec
 from llamero.spec.profiles import PROFILES
@@ -111,7 +111,12 @@ def _collect_changes(
         found = content.get("steps") if isinstance(content, dict) else content
         if not isinstance(found, list):
             fail(f"{steps} holds no list of steps, such as `- quality: {{}}`.", ExitCode.BAD_MANIFEST)
-        changes["steps"] = found
+        changes["steps"], problems = resolve_steps(found, steps.resolve().parent)
+        for problem in problems:
+            fail(
+                f"{steps}: {format_path(problem.path).removeprefix('spec.data.')}: {problem.message}",
+                ExitCode.BAD_MANIFEST,
+            )
     for name, value in (("evaluationFraction", evaluation_fraction), ("seed", seed)):
         if value is not None:
             changes[name] = value

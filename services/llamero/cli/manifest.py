@@ -27,6 +27,9 @@ VARIABLE_PREFIX = "LLAMERO_"
 URI_FIELDS: tuple[tuple[str, ...], ...] = (
     ("spec", "baseModel", "uri"),
     ("spec", "data", "sources", "*", "uri"),
+    ("spec", "data", "steps", "*", "content", "wordsUri"),
+    ("spec", "data", "steps", "*", "decontaminate", "against", "*", "uri"),
+    *(("spec", "data", "steps", "*", kind, "embedding", "uri") for kind in ("kCenter", "diversity", "rank", "mining")),
     ("spec", "evaluation", "promptSets", "*", "uri"),
     ("spec", "training", "initFrom"),
 )
@@ -161,6 +164,12 @@ def _judge_cluster_path(path: FieldPath, local: Path) -> list[Problem]:
         "address, or its absolute path on the storage that the pods have mounted"
     )
     return [Problem(path, message)]
+
+
+def resolve_steps(steps: list[Any], folder: Path) -> tuple[list[Any], list[Problem]]:
+    """A list of data steps by itself, with its files' URIs made absolute as a manifest's in that folder."""
+    raw, problems = _resolve_uris({"spec": {"data": {"steps": steps}}}, folder, os.environ)
+    return raw["spec"]["data"]["steps"], problems
 
 
 def _resolve_uris(raw: Any, folder: Path | None, environment: Mapping[str, str]) -> tuple[Any, list[Problem]]:

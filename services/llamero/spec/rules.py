@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llamero.spec import step_rules
+from llamero.spec import address_rules, step_rules
 from llamero.spec.job import SERVED_BY, DataFormat, DataSource, FineTuneJob
 from llamero.spec.problems import Path as Path
 from llamero.spec.problems import Problem as Problem
@@ -196,6 +196,7 @@ RULES: tuple[Callable[[FineTuneJob], Iterator[Problem]], ...] = (
     check_prompt_sets,
     check_evaluation,
     check_resources,
+    address_rules.check_addresses,
     step_rules.check_steps,
     step_rules.check_scores,
     step_rules.check_best,

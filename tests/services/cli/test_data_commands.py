@@ -121,6 +121,17 @@ def test_wrong_steps_are_told_where_they_stand_and_nothing_is_started(tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_the_files_that_steps_name_lie_beside_the_steps(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.jsonl", [*(row(i) for i in range(20)), row(77, "Something about forbidden fruit, and the like.")]
+    )
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "words.txt").write_text("# a comment\nforbidden fruit\n")
+    (tmp_path / "deep" / "steps.yaml").write_text("- content: {wordsUri: words.txt}\n")
+    result = run_json("prepare", file, "-o", tmp_path / "out", "--steps", tmp_path / "deep" / "steps.yaml")
+    assert (result["kept"], result["rejected"]) == (20, {"content": 1})
+
+
 def test_an_output_folder_with_other_files_or_within_the_data_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "data" / "a.jsonl", [row(i) for i in range(5)])
     write(tmp_path / "mine" / "train" / "precious.jsonl", [row(1)])

@@ -99,7 +99,7 @@ def test_a_source_that_is_missing_is_final_and_named(make_job: MakeJob) -> None:
 
 
 def test_a_source_that_does_not_answer_may_be_tried_again(make_job: MakeJob) -> None:
-    job = make_job(data__sources=[{"uri": "http://127.0.0.1:9/data.json", "format": "alpaca"}])
+    job = make_job(data__sources=[{"uri": "http://127.0.0.1:9/data.json", "format": "alpaca"}], data__allowHttp=True)
     job.run(WorkKind.PREPARE).outcome(PhaseExit.STORAGE)
 
 
