@@ -1,11 +1,12 @@
 """A manifest's steps as the pipeline does them: those that `clean` does, then runs of record steps and single steps across records. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llamero.spec.job import DataSpec
 from llamero.spec.profiles import CHOOSING_KINDS, COSTLY_KINDS, SET_KINDS, PlannedStep, plan_steps
+from llamero.spec.steps import DataStep
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,22 @@ def _walk(value: Any) -> Iterator[str]:
 
 def rename_files(step: PlannedStep, places: Mapping[str, str]) -> PlannedStep:
     """The step with the URIs of its files replaced by the places where they were put."""
-    options = _replace(step.options.model_dump(mode="json", by_alias=True), places)
+    options = _replace(step.options.model_dump(mode="json", by_alias=True), lambda uri: places.get(uri, uri))
     return replace(step, options=type(step.options).model_validate(options))
 
 
-def _replace(value: Any, places: Mapping[str, str]) -> Any:
+def place_files(steps: Sequence[DataStep], place: Callable[[str], str]) -> list[DataStep]:
+    """A manifest's steps with the URIs of their files as `place` says."""
+    return [DataStep.model_validate(_replace(s.model_dump(mode="json", by_alias=True), place)) for s in steps]
+
+
+def _replace(value: Any, place: Callable[[str], str]) -> Any:
     if isinstance(value, list):
-        return [_replace(part, places) for part in value]
+        return [_replace(part, place) for part in value]
     if not isinstance(value, dict):
         return value
     return {
-        name: places.get(part, part) if isinstance(part, str) and _is_named(name) else _replace(part, places)
+        name: place(part) if isinstance(part, str) and _is_named(name) else _replace(part, place)
         for name, part in value.items()
     }
 

@@ -6,6 +6,7 @@ On a mounted disk things are used where they lie; from an object store they are 
 import logging
 from pathlib import Path
 
+from llamero.data.segments import place_files
 from llamero.lifecycle.failures import PhaseExit
 from llamero.phases.base import Base, find_base
 from llamero.phases.data import read_data
@@ -45,7 +46,7 @@ def place_job(job: FineTuneJob, root: str) -> FineTuneJob:
         base = base.model_copy(update={"uri": place(base.uri)})
     sources = [s.model_copy(update={"uri": place(s.uri)}) for s in spec.data.sources]
     prompts = [s.model_copy(update={"uri": place(s.uri)}) if s.uri else s for s in spec.evaluation.prompt_sets]
-    data = spec.data.model_copy(update={"sources": sources})
+    data = spec.data.model_copy(update={"sources": sources, "steps": place_files(spec.data.steps, place)})
     evaluation = spec.evaluation.model_copy(update={"prompt_sets": prompts})
     placed = spec.model_copy(update={"base_model": base, "data": data, "evaluation": evaluation})
     return job.model_copy(update={"spec": placed})
