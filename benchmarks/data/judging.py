@@ -30,10 +30,13 @@ def serve(connection: Connection) -> None:
     """Play the judge until told to stop; sends its URL, then how many requests it had."""
     from services.data.model_server import ModelServer
 
-    chosen = {row["output"].strip() for row in json.loads((DATA / "alpagasus_claude_t45.json").read_text())}
+    from llamero.data.steps.judge import show_record
+
+    rows = json.loads((DATA / "alpagasus_claude_t45.json").read_text())
+    chosen = {show_record(build_record(n, row)).strip() for n, row in enumerate(rows)}
 
     def answer(body: dict[str, Any]) -> str:
-        shown = body["messages"][-1]["content"].split("### Response\n", 1)[1].split("\n===== end", 1)[0]
+        shown = body["messages"][-1]["content"].split(" =====\n", 1)[1].split("\n===== end", 1)[0]
         return json.dumps({"score": 5 if shown.strip() in chosen else 3, "reason": "played"})
 
     with ModelServer(answer) as server:
@@ -63,17 +66,19 @@ def judge(url: str, answers: str, records: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def read_records(count: int) -> list[Any]:
-    """Alpaca's records with an answer."""
+def build_record(number: int, row: dict[str, str]) -> Any:
+    """An Alpaca row as the steps see it."""
     from llamero.data.steps.record import Record
     from llamero.spec.records import Message
 
+    messages = Message("user", row["instruction"].strip()), Message("assistant", row["output"].strip())
+    return Record(number, "alpaca", "alpaca_data.json", number + 1, messages, row["input"].strip())
+
+
+def read_records(count: int) -> list[Any]:
+    """Alpaca's records with an answer."""
     rows = json.loads((DATA / "alpaca_data.json").read_text())[:count]
-    return [
-        Record(n, "alpaca", "alpaca_data.json", n + 1, (Message("user", r["instruction"]), Message("assistant", r["output"])), r["input"])
-        for n, r in enumerate(rows)
-        if r["output"].strip()
-    ]  # fmt: skip
+    return [build_record(n, row) for n, row in enumerate(rows) if row["output"].strip()]
 
 
 def measure_memory(count: int) -> None:

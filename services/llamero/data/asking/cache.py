@@ -40,7 +40,7 @@ _SEGMENT, _SEAL = ".jsonl", ".index"
 _OPEN_FILES = 16
 _OPEN_OBJECTS = 4
 _RECENT_KEYS = 1 << 16
-_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 13
 _TRIES = 4
 _RETRY_SECONDS = 1.0
 

@@ -321,3 +321,26 @@ def test_an_asker_is_checked_before_anything_is_asked(answers: str) -> None:
         Asker(LanguageModel(url="http://example.com/v1", model="m"), "judge", answers, 1)
     with pytest.raises(DataError, match="a maxCost, but no price"):
         Asker(LanguageModel(url="https://example.com/v1", model="m", max_cost=1), "judge", answers, 1)
+
+
+def test_a_name_that_leads_to_a_metadata_service_is_refused(answers: str) -> None:
+    # A spelling of 169.254.169.254 that only the resolver understands.
+    model = LanguageModel(url="http://0xA9FEA9FE/v1", model="m", timeout_seconds=2, retries=0)
+    with (
+        Asker(model, "judge", answers, 1, allow_http=True) as asker,
+        pytest.raises(DataError, match="metadata service"),
+    ):
+        asker.ask(say("a"))
+
+
+def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(
+    server: ModelServer, make_asker: MakeAsker, answers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    model = LanguageModel(url=server.url.replace(f"127.0.0.1:{server.port}", "models.invalid"), model="m", retries=0)
+    with Asker(model, "judge", answers, 1, allow_http=True) as asker:
+        assert read_texts(asker.ask(say("through the proxy"))) == ["echo through the proxy"]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with make_asker(retries=0) as asker:
+        assert read_texts(asker.ask(say("directly"))) == ["echo directly"]
