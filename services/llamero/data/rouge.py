@@ -15,6 +15,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 _COUNTERS = 64
 _MOST_COUNTED = 255
 _ROUNDING = 1e-9
+_BOUNDED_AT_ONCE = 1 << 16
 _UNKNOWN = chr(sys.maxunicode)
 _MOST_WORDS = sys.maxunicode - 0x800
 
@@ -29,13 +30,25 @@ def least_jaccard(f_measure: float) -> float:
     return f_measure / (2.0 - f_measure)
 
 
-def measure_rouge(texts: Sequence[str], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """ROUGE-L F [pairs] of the texts at each pair of positions."""
-    numbers = _Numbers()
-    coded = {int(i): numbers.encode(split_words(texts[i])) for i in np.unique(pairs)}
+def measure_rouge(texts: Sequence[str], pairs: NDArray[np.int64], least: float = 0.0) -> NDArray[np.float64]:
+    """ROUGE-L F [pairs] of the texts at each pair of positions; 0.0 where the words' counts tell that it is less than `least`."""
     found = np.zeros(len(pairs))
-    for place, (left, right) in enumerate(pairs.tolist()):
-        found[place] = _measure(coded[left], coded[right])
+    if not len(pairs):
+        return found
+    chosen, places = np.unique(pairs, return_inverse=True)
+    numbers = _Numbers()
+    coded = [numbers.encode(split_words(texts[i])) for i in chosen.tolist()]
+    lengths = np.array([len(c) for c in coded], np.int64)
+    counters = np.array([_count_words(c) for c in coded], np.uint8)
+    places = places.reshape(pairs.shape)
+    for first in range(0, len(pairs), _BOUNDED_AT_ONCE):
+        part = places[first : first + _BOUNDED_AT_ONCE]
+        sizes = lengths[part]
+        common = np.minimum(counters[part[:, 0]], counters[part[:, 1]]).sum(axis=1, dtype=np.int64)
+        common = np.where((sizes > _MOST_COUNTED).all(axis=1), sizes.min(axis=1), common)
+        bounds = 2.0 * np.minimum(common, sizes.min(axis=1)) / np.maximum(sizes.sum(axis=1), 1) + _ROUNDING
+        for place in np.flatnonzero(bounds >= least).tolist():
+            found[first + place] = _measure(coded[part[place, 0]], coded[part[place, 1]])
     return found
 
 

@@ -42,6 +42,14 @@ def test_a_pair_has_the_value_of_the_plain_definition(one, other):
     assert measure_rouge([one, other], np.array([[0, 1]]))[0] == measure_plainly(one, other)
 
 
+@given(st.lists(texts, min_size=2, max_size=6), st.sampled_from([0.3, 0.7, 1.0]))
+def test_pairs_are_exact_wherever_they_reach_what_is_wanted(several, least):
+    pairs = np.array([(i, j) for i in range(len(several)) for j in range(len(several))])
+    for (i, j), found in zip(pairs.tolist(), measure_rouge(several, pairs, least), strict=True):
+        exact = measure_plainly(several[i], several[j])
+        assert found == exact if exact >= least else found in (0.0, exact)
+
+
 @given(st.lists(texts, max_size=8), texts, st.sampled_from([0.0, 0.3, 0.7]))
 def test_the_best_of_a_pool_is_exact_wherever_it_is_above_the_limit(pool, text, limit):
     best = max([measure_plainly(p, text) for p in pool], default=0.0)

@@ -52,7 +52,7 @@ def find_near_duplicates(texts: Sequence[str], options: NearDuplicatesStep | Non
         pairs = candidates[may_be_similar(sets.sizes, candidates, options.threshold)]
         similarities = measure_jaccard(sets, pairs)
     else:
-        pairs, similarities = candidates, measure_rouge(texts, candidates)
+        pairs, similarities = candidates, measure_rouge(texts, candidates, options.threshold)
     alike = similarities >= options.threshold
     pairs, similarities = pairs[alike], similarities[alike]
     clock.append(time.perf_counter())
@@ -101,7 +101,7 @@ def _choose(
     def measure(wanted: Pairs) -> Similarities:
         if options.verify == "jaccard":
             return measure_jaccard(sets, members[wanted])
-        return measure_rouge(texts, members[wanted])
+        return measure_rouge(texts, members[wanted], options.threshold)
 
     completed = complete_edges(edges, similarities, roots.astype(np.int64), measure, options.threshold)
     chosen, _ = choose_kept(len(members), *completed)

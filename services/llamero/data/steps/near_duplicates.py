@@ -47,6 +47,8 @@ GROUP_RECORDS = 500_000
 PART_EDGES = 500_000
 _READ_ROWS = 4096
 _BATCH_VALUES = 1 << 21
+_PROMPTS_SHORTER = 8
+"""ROUGE reads prompts, as bytes, of which many pairs share the same."""
 _CHUNK_EDGES = 1 << 20
 
 KEY_DTYPE = np.dtype([("key", "<u8"), ("tie", "<u8"), ("place", "<u4"), ("size", "<u4")])
@@ -247,9 +249,10 @@ def verify(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict
     edges: list[NDArray] = [np.zeros(0, EDGE_DTYPE)]
     first = 0
     weights = np.cumsum(pairs["size"], dtype=np.int64)
+    most = _BATCH_VALUES if options.verify == "jaccard" else _BATCH_VALUES * _PROMPTS_SHORTER
     while first < len(pairs):
         taken = int(weights[first - 1]) if first else 0
-        last = max(first + 1, int(np.searchsorted(weights, taken + _BATCH_VALUES, side="right")))
+        last = max(first + 1, int(np.searchsorted(weights, taken + most, side="right")))
         ends = np.stack([pairs["a"][first:last], pairs["b"][first:last]], axis=1)
         similarities = sketches.measure(ends, options)
         alike = similarities >= options.threshold
@@ -306,7 +309,7 @@ class _Sketches:
         records, local = np.unique(pairs, return_inverse=True)
         local = local.reshape(pairs.shape)
         if options.verify == "rouge-l":
-            measured = measure_rouge(self._read_prompts(records), local)
+            measured = measure_rouge(self._read_prompts(records), local, options.threshold)
         else:
             measured = measure_jaccard(self._read_sets(records), local)
         self._mapped.clear()  # what stays mapped stays in memory, a page for each record
