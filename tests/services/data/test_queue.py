@@ -88,7 +88,7 @@ def job(write_alpaca, make_spec, monkeypatch):
         {"random": {"fraction": 0.9}},
         {"length": {"unit": "words", "max": 28}},
     ]
-    return make_spec(sources, shard_records=60, evaluation_fraction=0.1, steps=steps)
+    return make_spec(sources, shard_records=120, evaluation_fraction=0.1, steps=steps)
 
 
 @pytest.fixture
@@ -390,9 +390,11 @@ def store(base: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("doom", ["", "clean"])
-def test_workers_that_share_no_disk_share_an_object_store(job, base, alone, tmp_path, spool, store, doom):
+def test_workers_that_share_no_disk_share_an_object_store(job, base, tmp_path, spool, store, doom):
     import boto3
 
+    job = job.model_copy(update={"data": job.data.model_copy(update={"shard_records": 400})})  # each task is many requests
+    alone = prepare(job, base, tmp_path, InlineRunner(), "alone")
     spool.start(1)
     spool.start(1, doom=doom)
     output, scratch = tmp_path / "own" / "data", tmp_path / "own" / "scratch"
