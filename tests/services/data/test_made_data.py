@@ -92,7 +92,7 @@ def test_what_models_made_is_prepared_with_its_lineage_and_nothing_is_lost(
 
     counts = next(source for source in result.sources if source.name == "made")
     assert counts.growth.startswith("40 of 40 instructions made in ")
-    assert {account.purpose for account in result.asked} == {"generate", "backTranslate", "rewrite"}
+    assert {account.purpose for account in result.asked} == {"generate made", "backTranslate", "rewrite style"}
 
     asked = len(server.requests)
     # Another run of the job that finds no finished shard, but the answers.

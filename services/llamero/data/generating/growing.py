@@ -101,9 +101,11 @@ def generate_rows(source: DataSource, context: StepContext, backoff: Backoff | N
         )
     # One task grows a source's whole pool, so that what the endpoint bears is all for it.
     alone = replace(context, workers=1)
-    asking = Asking(spec.model, PURPOSE, alone, backoff)
+    name = source.name or source.uri.rsplit("/", 1)[-1]
+    # The source's name keeps the budgets of two sources apart that ask the same model.
+    asking = Asking(spec.model, f"{PURPOSE} {name}", alone, backoff)
     pool = _Pool(recipe, seeds, spec, context.seed)
-    return GeneratedRows(_grow(pool, asking, source.name or source.uri), asking.accounts)
+    return GeneratedRows(_grow(pool, asking, name), asking.accounts)
 
 
 def _grow(pool: "_Pool", asking: Asking, name: str) -> Generator[Row, None, Growth]:

@@ -86,11 +86,13 @@ def _find_lost_names(original: str, rewrite: str) -> Iterator[str]:
 def _list_names(text: str) -> list[str]:
     small = {m[0] for m in _WORD.finditer(text) if m[0][0].islower()}
     names = []
-    for line in text.split("\n"):
+    lines = text.rstrip().split("\n")
+    for number, line in enumerate(lines):
         body = _ITEM.sub("", line)
         words = list(_WORD.finditer(body))
-        is_sentence = body.rstrip()[-1:] in _SENTENCE_END
-        if line.lstrip().startswith("#") or (not is_sentence and _is_headline([m[0] for m in words])):
+        # What stands over something is a headline; a last line that looks like one says something itself.
+        may_head = number < len(lines) - 1 and body.rstrip()[-1:] not in _SENTENCE_END
+        if line.lstrip().startswith("#") or (may_head and _is_headline([m[0] for m in words])):
             continue
         for match in words:
             word = match[0]

@@ -60,7 +60,7 @@ class Rewrite:
 
     def __init__(self, options: RewriteStep, context: StepContext, backoff: Backoff | None = None) -> None:
         self._options = options
-        self._asking = Asking(options.model, STEP, context, backoff)
+        self._asking = Asking(options.model, f"{STEP} {options.mode}", context, backoff)
         self.accounts = self._asking.accounts
         self._mode = _MODES[options.mode]
 

@@ -38,6 +38,7 @@ LOST = {
     "a name": ("It was found by Marie Curie.", "It was found by Marie.", "names", "Curie"),
     "an identifier": ("Then get_rows runs.", "Then it runs.", "names", "get_rows"),
     "camel case": ("Then getRows runs.", "Then it runs.", "names", "getRows"),
+    "a name in a line of names": ("John and Lisa", "John and his friend", "names", "Lisa"),
     "an abbreviation": ("NASA flew there.", "They flew there.", "names", "NASA"),
 }
 
