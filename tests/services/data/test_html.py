@@ -218,5 +218,5 @@ def test_thirty_thousand_short_documents_a_second_is_the_mark():
     started = time.process_time()
     for _ in range(3000):
         convert_html(document)
-    # A tenth of the mark, so that a busy machine does not fail it; docs/data.md has the measured figure.
+    # A tenth of the mark, so that a busy machine does not fail it; docs/data/README.md has the measured figure.
     assert 3000 / (time.process_time() - started) > 3000
