@@ -25,7 +25,8 @@ LONGEST_TEXT: Final = 4 << 20
 """Longer texts are judged by their first so many characters: far above any rule's words, and a bound on memory (some 60 bytes each)."""
 
 # What a character is, as bits.
-INK, WORD, LETTER, DIGIT, MARK, LINE_END = 1, 2, 4, 8, 16, 32
+INK, WORD, LETTER, DIGIT, MARK, LINE_END, OPERATOR = 1, 2, 4, 8, 16, 32, 64
+_OPERATORS = "+-*/=<>^%|:~×÷±≤≥≈≠−·"
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _SEPARATOR = "\n"
 _QUOTES = (0x27, 0x2019)
@@ -57,8 +58,9 @@ def _kinds() -> NDArray[np.uint8]:
             kinds[code] |= WORD
         elif category[0] == "P" or category == "Cc" or code < 0x80:
             kinds[code] |= MARK
-    for character in _LINE_ENDS:
-        kinds[ord(character)] |= LINE_END
+    for characters, bit in ((_LINE_ENDS, LINE_END), (_OPERATORS, OPERATOR)):
+        for character in characters:
+            kinds[ord(character)] |= bit
     kinds[0] = INK | MARK
     return kinds
 
@@ -181,7 +183,8 @@ def iterate_batches(texts: Sequence[str], characters: int = BATCH_CHARACTERS) ->
 class Words:
     """The words of texts, one after the other; text i's are `first[i]` to `first[i + 1]`.
 
-    `lengths` in characters; `hashes` equal where words are; `has_letter`: a letter is in it; `is_mark`: nothing but punctuation is.
+    `lengths` in characters; `hashes` equal where words are; `has_letter`: a letter is in it; `is_mark`: nothing but punctuation is;
+    `is_maths`: a number, sum or operator: no letter but a digit, or nothing but operators (which are the bars of tables, too).
     """
 
     first: Integers
@@ -189,6 +192,7 @@ class Words:
     hashes: Hashes
     has_letter: Flags
     is_mark: Flags
+    is_maths: Flags
 
     @property
     def counts(self) -> Integers:
@@ -280,17 +284,22 @@ def _measure_pieces(texts: Texts, starts: Integers, ends: Integers, first: Integ
     kinds = texts.kinds
     if not len(starts):
         none = np.zeros(0, dtype=np.bool_)
-        return Words(first, ends - starts, np.zeros(0, dtype=np.uint64), none, none)
-    letters = np.zeros(len(kinds) + 1, dtype=np.int32)
-    np.cumsum((kinds & LETTER) != 0, out=letters[1:])
-    others = np.zeros(len(kinds) + 1, dtype=np.int32)
-    np.cumsum((kinds & MARK) == 0, out=others[1:])
+        return Words(first, ends - starts, np.zeros(0, dtype=np.uint64), none, none, none)
+
+    def count(flags: Flags) -> NDArray[np.int32]:
+        sums = np.zeros(len(kinds) + 1, dtype=np.int32)
+        np.cumsum(flags, out=sums[1:])
+        return sums[ends] - sums[starts]
+
+    has_letter = count((kinds & LETTER) != 0) > 0
+    is_maths = ~has_letter & ((count((kinds & DIGIT) != 0) > 0) | (count((kinds & OPERATOR) == 0) == 0))
     return Words(
         first=first,
         lengths=ends - starts,
         hashes=texts.hash_pieces(starts, ends),
-        has_letter=letters[ends] > letters[starts],
-        is_mark=others[ends] == others[starts],
+        has_letter=has_letter,
+        is_mark=count((kinds & MARK) == 0) == 0,
+        is_maths=is_maths,
     )
 
 

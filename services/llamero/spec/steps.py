@@ -308,7 +308,11 @@ class QualityStep(SpecModel):
         ge=0,
         description="Shares, means and stop words are not judged on texts with fewer words (gopher-strict: 0).",
     )
-    exempt_code: bool = Field(True, description="Fenced code and maths are not judged (gopher-strict: they are).")
+    exempt_code: bool = Field(
+        True,
+        description="Fenced and inline code and maths are not judged, and numbers, sums and operators are no words of which shares and means "
+        "are taken (gopher-strict: they are).",
+    )
 
 
 class RepetitionStep(SpecModel):

@@ -106,6 +106,13 @@ def test_given_words_are_taken_as_they_are() -> None:
     assert taken.lengths.tolist() == [3, 1, 2]
     assert taken.has_letter.tolist() == [True, False, False]
     assert taken.is_mark.tolist() == [False, True, False]
+    assert taken.is_maths.tolist() == [False, False, True]
+
+
+def test_numbers_sums_and_operators_are_maths() -> None:
+    yes = ["12", "3.5%", "<<12*2=24>>24", "$18", "=", "|---|", "1.", "×"]
+    no = ["a1", "8-hour", "…", "@", "(", "##", "x"]
+    assert take_words([yes + no]).is_maths.tolist() == [True] * len(yes) + [False] * len(no)
 
 
 def test_texts_without_anything_have_no_words_lines_or_paragraphs() -> None:

@@ -49,11 +49,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the rules look at, an entry a text."""
+    """What the rules look at, an entry a text. `prose`: the words whose shares and means are judged, `real_prose` those of them that are
+    not punctuation alone."""
 
     words: NDArray[np.int64]
     real_words: NDArray[np.int64]
-    real_word_characters: NDArray[np.int64]
+    prose: NDArray[np.int64]
+    real_prose: NDArray[np.int64]
+    real_prose_characters: NDArray[np.int64]
     words_with_letter: NDArray[np.int64]
     stop_words: NDArray[np.int64]
     hashes: NDArray[np.int64]
@@ -63,16 +66,19 @@ class Counts:
     ellipsis_lines: NDArray[np.int64]
 
 
-def count_all(texts: Texts, words: Words, stop_words: Sequence[str]) -> Counts:
-    """Count what the rules need. A real word is one that is not punctuation alone."""
+def count_all(texts: Texts, words: Words, stop_words: Sequence[str], exempt_maths: bool) -> Counts:
+    """Count what the rules need. A real word is one that is not punctuation alone; numbers and sums are no prose where they are exempt."""
     real = ~words.is_mark
+    prose = ~words.is_maths if exempt_maths else np.ones(len(real), dtype=np.bool_)
     lines = split_lines(texts)
     number = len(texts)
     starts_with_bullet, ends_with_ellipsis = _look_at_lines(texts, lines)
     return Counts(
         words=words.counts,
         real_words=words.sum_up(real),
-        real_word_characters=words.sum_up(np.where(real, words.lengths, 0)),
+        prose=words.sum_up(prose),
+        real_prose=words.sum_up(real & prose),
+        real_prose_characters=words.sum_up(np.where(real & prose, words.lengths, 0)),
         words_with_letter=words.sum_up(words.has_letter),
         stop_words=_count_stop_words(words, stop_words),
         hashes=texts.count_flags(texts.characters == _HASH),
@@ -129,11 +135,11 @@ def judge_texts(options: QualityStep, texts: Texts, words: Words, is_prompt: Fla
     `words` may come from any tokeniser. Rules of length are not for texts marked in `is_prompt`; rules of shares, means and stop words not
     for texts with fewer than `short_text_words` words, nor for those without a word.
     """
-    counts = count_all(texts, words, options.stop_words)
+    counts = count_all(texts, words, options.stop_words, options.exempt_code)
     has_length = ~is_prompt if is_prompt is not None else np.ones(len(texts), dtype=np.bool_)
-    is_judged = (counts.real_words >= max(1, options.short_text_words)) & (counts.words > 0)
+    is_judged = counts.prose >= max(1, options.short_text_words)
     all_words, per_line = np.maximum(1, counts.words), np.maximum(1, counts.lines)
-    mean = counts.real_word_characters / np.maximum(1, counts.real_words)
+    mean = counts.real_prose_characters / np.maximum(1, counts.real_prose)
     least = options.min_words or 0
     words_found = counts.real_words.astype(np.float64)
 
@@ -171,7 +177,7 @@ def judge_texts(options: QualityStep, texts: Texts, words: Words, is_prompt: Fla
             "{value:.1%} of its lines end with an ellipsis, {threshold:.1%} are the most.",
         ),
         below(
-            "minAlphabeticWords", counts.words_with_letter / all_words, options.min_alphabetic_words, is_judged,
+            "minAlphabeticWords", counts.words_with_letter / np.maximum(1, counts.prose), options.min_alphabetic_words, is_judged,
             "{value:.1%} of its words have a letter, {threshold:.1%} are the least.",
         ),
         below(

@@ -51,7 +51,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("maxEllipsisRatio", ANY_LENGTH, words(60, *["a..."] * 3, *["b…"] * 3) + "z", words(60, *["a..."] * 3, *["b…"] * 4) + "z"),
     ("maxBulletLines", ANY_LENGTH, "\n".join(["- " + GOOD] * 8 + [" • " + GOOD, GOOD]), "\n".join(["- " + GOOD] * 9 + [" • " + GOOD])),
     ("maxEllipsisLines", ANY_LENGTH, "\n".join([GOOD] * 7 + [GOOD + "..."] * 2 + [GOOD + "… "]), "\n".join([GOOD] * 6 + [GOOD + "..."] * 4)),
-    ("minAlphabeticWords", ANY_LENGTH, words(60, *["1234"] * 12), words(60, *["1234"] * 13)),
+    ("minAlphabeticWords", ANY_LENGTH, words(60, *["¤¤¤¤"] * 12), words(60, *["¤¤¤¤"] * 13)),
     ("minStopWords", ANY_LENGTH, "cats " * 58 + "the with", "cats " * 58 + "the the"),
 ]  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_a_text_at_the_threshold_passes_and_one_past_it_fails(
         ("maxEllipsisRatio", {"maxEllipsisRatio": 0.2}, words(60, *["a..."] * 7) + "z"),
         ("maxBulletLines", {"maxBulletLines": 1}, "\n".join(["- " + GOOD] * 9)),
         ("maxEllipsisLines", {"maxEllipsisLines": 0.5}, "\n".join([GOOD] * 6 + [GOOD + "..."] * 4)),
-        ("minAlphabeticWords", {"minAlphabeticWords": 0.5}, words(60, *["1234"] * 13)),
+        ("minAlphabeticWords", {"minAlphabeticWords": 0.5}, words(60, *["¤¤¤¤"] * 13)),
         ("minStopWords", {"minStopWords": 1}, "cats " * 58 + "the the"),
         ("minStopWords", {"stopWords": ["cats", "the", "use", "of"]}, "cats " * 58 + "the the"),
     ],
@@ -94,25 +94,25 @@ def test_an_answer_tells_rule_value_and_threshold() -> None:
 def test_short_texts_are_judged_by_length_alone() -> None:
     step = QualityStep()
     assert find_rule(step, "42") is None and find_rule(step, "- 8\n- 9\n- ##") is None
-    assert find_rule(step, "12 " * 49) is None
-    assert find_rule(step, "12 " * 50) == "minMeanWordLength"
-    assert find_rule(QualityStep(short_text_words=10), "12 " * 10) == "minMeanWordLength"
+    assert find_rule(step, "ab " * 49) is None
+    assert find_rule(step, "ab " * 50) == "minMeanWordLength"
+    assert find_rule(QualityStep(short_text_words=10), "ab " * 10) == "minMeanWordLength"
 
 
 def test_prompts_are_judged_by_no_rule_of_length() -> None:
     step = QualityStep(min_words=20, max_words=60)
     assert isinstance(apply(step, build_record("Why?", words(30)))[0], Record)
     assert isinstance(apply(step, build_record(words(100), words(30)))[0], Record)
-    bad = apply(step, build_record("1234 " * 100, words(30)))[0]
+    bad = apply(step, build_record("¤¤¤¤ " * 100, words(30)))[0]
     assert isinstance(bad, Drop) and bad.rule == "minAlphabeticWords" and bad.detail.startswith("The prompt: ")
-    with_input = apply(step, build_record("Add up.", words(30), input="1234 " * 100))[0]
+    with_input = apply(step, build_record("Add up.", words(30), input="¤¤¤¤ " * 100))[0]
     assert isinstance(with_input, Drop) and with_input.detail.startswith("The prompt: ")
 
 
 def test_system_prompts_are_not_judged_and_each_turn_is_by_itself() -> None:
     turns = (
         Message("system", "#### " * 100), Message("user", "Hi"), Message("assistant", words(60)),
-        Message("user", "Go on"), Message("assistant", "1234 " * 60),
+        Message("user", "Go on"), Message("assistant", "¤¤¤¤ " * 60),
     )  # fmt: skip
     result = apply(QualityStep(), Record(0, "s", "f", 1, turns))[0]
     assert isinstance(result, Drop) and result.rule == "minAlphabeticWords"
@@ -127,6 +127,16 @@ def test_code_and_maths_are_exempt_unless_told_otherwise() -> None:
         assert find_rule(QualityStep(exempt_code=False), text) is not None
 
 
+def test_numbers_and_sums_are_no_prose_unless_told_otherwise() -> None:
+    """Otherwise a third of the answers to school maths would go for having too few letters."""
+    sums = words(50) + " 12 * 7 = 84 and $84 - 1.50 = <<84-1.5=82.5>>82.5 is | 3 | 4 |" + " 7 + 1 = 8" * 10
+    assert find_rule(QualityStep(), sums) is None
+    assert find_rule(QualityStep(exempt_code=False, min_mean_word_length=0), sums) == "minAlphabeticWords"
+    assert find_rule(QualityStep(min_words=50), words(49) + " 12") is None, "they are words by number"
+    assert find_rule(QualityStep(), "ab " * 49 + "12 " * 60) is None, "the prose is short"
+    assert find_rule(QualityStep(), "ab " * 50 + "12 " * 60) == "minMeanWordLength"
+
+
 def test_the_strict_profile_judges_the_record_as_one_text() -> None:
     prompt, answer = words(20), words(30)
     assert isinstance(apply(STRICT, build_record(prompt, answer))[0], Record)
@@ -135,7 +145,7 @@ def test_the_strict_profile_judges_the_record_as_one_text() -> None:
 
 
 def test_records_come_back_in_order_whatever_the_batch() -> None:
-    records = [build_record("Hi", words(60) if n % 3 else "12 " * 60) for n in range(50)]
+    records = [build_record("Hi", words(60) if n % 3 else "ab " * 60) for n in range(50)]
     records += [build_record("Hi", "long " * 200_000)]
     together = apply(QualityStep(), *records)
     assert together == [apply(QualityStep(), record)[0] for record in records]
@@ -147,6 +157,12 @@ def test_records_come_back_in_order_whatever_the_batch() -> None:
 SIGNS = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~…—“”•")
 
 
+def is_maths(token: str) -> bool:
+    if any(map(str.isalpha, token)):
+        return False
+    return any(map(str.isdecimal, token)) or all(character in "+-*/=<>^%|:~×÷±≤≥≈≠−·" for character in token)
+
+
 def judge_plainly(options: QualityStep, text: str, tokens: Sequence[str]) -> str | None:
     """The rules one after the other, as the paper has them."""
     real = [token for token in tokens if not all(character in SIGNS for character in token)]
@@ -154,17 +170,21 @@ def judge_plainly(options: QualityStep, text: str, tokens: Sequence[str]) -> str
         return "minWords"
     if len(real) > options.max_words:
         return "maxWords"
-    if not tokens or len(real) < max(1, options.short_text_words):
-        return None
+    every = max(1, len(tokens))
     lines = text.splitlines()
-    mean = sum(map(len, real)) / len(real)
+    if options.exempt_code:
+        tokens = [token for token in tokens if not is_maths(token)]
+        real = [token for token in real if not is_maths(token)]
+    if len(tokens) < max(1, options.short_text_words):
+        return None
+    mean = sum(map(len, real)) / max(1, len(real))
     bullets = sum(line.lstrip().startswith(("-", "•")) for line in lines)
     ends = sum(line.rstrip().endswith(("...", "…")) for line in lines)
     checks = [
         ("minMeanWordLength", mean < options.min_mean_word_length),
         ("maxMeanWordLength", mean > options.max_mean_word_length),
-        ("maxHashRatio", text.count("#") / len(tokens) > options.max_hash_ratio),
-        ("maxEllipsisRatio", (text.count("...") + text.count("…")) / len(tokens) > options.max_ellipsis_ratio),
+        ("maxHashRatio", text.count("#") / every > options.max_hash_ratio),
+        ("maxEllipsisRatio", (text.count("...") + text.count("…")) / every > options.max_ellipsis_ratio),
         ("maxBulletLines", bullets / max(1, len(lines)) > options.max_bullet_lines),
         ("maxEllipsisLines", ends / max(1, len(lines)) > options.max_ellipsis_lines),
         (
@@ -176,9 +196,30 @@ def judge_plainly(options: QualityStep, text: str, tokens: Sequence[str]) -> str
     return next((name for name, fails in checks if fails), None)
 
 
-PIECES = st.sampled_from(
-    ["the", "of", "and", "house", "a", "abcdefghijklm", "12", "#", "...", "…", "....", "-", "•", "\n", "\n", "\r\n", " ", "é", "中文", ".", "!"]
-)  # fmt: skip
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "house",
+    "a",
+    "abcdefghijklm",
+    "12",
+    "=",
+    "+7",
+    "@@",
+    "¤",
+    "#",
+    "...",
+    "…",
+    "....",
+    "-",
+    "•",
+    "é",
+    "中文",
+    ".",
+    "!",
+]
+PIECES = st.sampled_from([*WORDS, "\n", "\n", "\r\n", " "])
 
 
 @settings(max_examples=150, deadline=None)
@@ -192,6 +233,7 @@ def test_any_text_is_judged_as_the_plain_rules_judge_it(drawn: list[list[str]], 
         min_mean_word_length=data.draw(st.sampled_from([0.0, 2.0])),
         min_stop_words=data.draw(st.sampled_from([0, 1])),
         min_alphabetic_words=data.draw(st.sampled_from([0.0, 0.4])),
+        exempt_code=data.draw(st.booleans()),
     )
     tokens = [text.split() for text in texts]
     joined = join_texts(texts)
