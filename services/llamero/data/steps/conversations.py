@@ -28,7 +28,7 @@ REFUSALS: Final = (
     "error in body stream",
     "error in message stream",
     "error in moderation",
-    "internal server error",
+    "500 internal server error",
     "something went wrong. if this issue persists",
     "there was an error generating a response",
     "hmm...something seems to have gone wrong",
