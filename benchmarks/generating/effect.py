@@ -83,7 +83,7 @@ def judge_instructions(seeds: list[Task], instructions: list[str]) -> None:
     ):
         start = time.perf_counter()
         verdicts = put_to(build_refusals("alpaca", [seed.instruction for seed in seeds]), given)
-        print(f"{name}: {len(given)} candidates: {dict(verdicts)} in {time.perf_counter() - start:.1f} s")
+        print(f"{name}: {len(given):,} candidates: {dict(verdicts)} in {time.perf_counter() - start:.1f} s")
 
 
 def add_edits(instructions: list[str]) -> Iterator[str]:

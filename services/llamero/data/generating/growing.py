@@ -198,7 +198,9 @@ class _Pool:
 
     def keep(self, admitted: _Admitted, instances: Sequence[Instance]) -> Rows:
         """The rows of a new task's instances; it may be shown from now on."""
-        name, first = f"made-{len(self._machine) + 1}", instances[0]
+        name = f"made-{len(self._machine) + 1}"
+        # Only Alpaca's prompts show instances: a great pool need not hold the others.
+        first = instances[0] if self.recipe.with_instances and self.recipe.machine_examples else Instance("", "")
         known = None if self.recipe.with_instances else admitted.is_classification
         origin = {**admitted.origin, "task": name} | ({} if known is None else {"classification": known})
         self._machine.append(Task(name, admitted.task.instruction, first.input, first.output, known))
