@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llamero.spec.asked import list_language_models
+from llamero.spec.asked import list_language_models, show_path
 from llamero.spec.job import FineTuneJob, SecretRef
 from llamero.spec.status import WorkKind
 from llamero.spec.steps import ModelSecretRef
@@ -71,12 +71,8 @@ def list_secret_refs(job: FineTuneJob) -> list[tuple[str, str, Reference]]:
             refs.append(("data", f"spec.data.sources[{index}].secretRef", source.secret_ref))
     for path, model in list_language_models(job.spec.data):
         if model.secret_ref is not None:
-            refs.append(("models", f"{_show_path(path)}.secretRef", model.secret_ref))
+            refs.append(("models", f"{show_path(path)}.secretRef", model.secret_ref))
     return refs
-
-
-def _show_path(path: tuple[str | int, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def find_secret_problems(job: FineTuneJob, settings: OperatorSettings) -> tuple[str, ...]:

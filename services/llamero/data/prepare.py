@@ -17,6 +17,7 @@ from llamero.data.shards import code_version, remove_partials
 from llamero.data.shared import SharedFiles
 from llamero.data.sources import NO_TOKENIZER, SourceFile, find_files, fingerprint_named, name_sources
 from llamero.data.sources import DataPlan as DataPlan
+from llamero.spec.asked import list_language_models
 from llamero.spec.digest import data_outcome, digest_json
 from llamero.spec.job import DataFormat, FineTuneJobSpec
 from llamero.spec.names import MANIFEST_NAME
@@ -85,6 +86,7 @@ def prepare_data(
     finished = read_result(output, plan.digest)
     if finished is not None:
         return finished
+    _check_models(spec)
     started = time.monotonic()
     cache, stage = str(shard_cache), staging or str(output / STAGING)
     _clear_partials(cache, make=True)
@@ -105,6 +107,14 @@ def prepare_data(
         with suppress(StorageError):
             delete_tree(stage)
         _clear_partials(cache)
+
+
+def _check_models(spec: FineTuneJobSpec) -> None:
+    if not list_language_models(spec.data):
+        return
+    from llamero.data.asking.checks import check_models
+
+    check_models(spec.data)
 
 
 def _clear_partials(shard_cache: str, make: bool = False) -> None:

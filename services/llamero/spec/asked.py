@@ -25,6 +25,11 @@ def _walk(value: object, path: Path) -> Iterator[tuple[Path, LanguageModel]]:
             yield from _walk(item, (*path, index))
 
 
+def show_path(path: Path) -> str:
+    """A place in a manifest as people write it: `spec.data.steps[0].judge.models[1]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
 def find_shared_judges(selecting: Iterable[LanguageModel], evaluating: Iterable[LanguageModel]) -> list[str]:
     """A sentence for each model that both chooses the training data and judges what was trained on it: its taste would be measured twice.
 

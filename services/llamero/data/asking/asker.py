@@ -49,6 +49,10 @@ Job = Callable[[], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 
+class Stopped(Exception):
+    """Somebody called `Asker.stop`."""
+
+
 class Asker:
     """Asks one model for one purpose. A context manager; synchronous, with an event loop of its own inside.
 
@@ -83,6 +87,7 @@ class Asker:
         self._has_cap = model.max_cost is not None or model.max_total_tokens is not None
         self._refused = 0
         self._answered_at = -1.0
+        self._is_stopped = False
         self._runner: asyncio.Runner | None = None
 
     def __enter__(self) -> "Asker":
@@ -107,6 +112,10 @@ class Asker:
             finally:
                 runner.close()
                 self._cache.save()
+
+    def stop(self) -> None:
+        """From another thread: send nothing more. What is under way ends and is kept; who waits for answers gets Stopped."""
+        self._is_stopped = True
 
     # -- questions ---------------------------------------------------------------------------------------------------------------
 
@@ -284,7 +293,7 @@ class Asker:
         spent: list[BudgetSpent] = []
 
         async def work() -> None:
-            while jobs and not spent:
+            while jobs and not spent and not self._is_stopped:
                 try:
                     await jobs.popleft()()
                 except BudgetSpent as error:
@@ -297,6 +306,8 @@ class Asker:
             keeper.cancel()
         if spent:
             raise spent[0]
+        if self._is_stopped:
+            raise Stopped(f"{self.purpose}: asking `{self.model.model}` was stopped")
 
     async def _keep_in_step(self) -> None:
         """Save answers, and with a budget see what others spend, every few seconds."""
@@ -310,6 +321,8 @@ class Asker:
                 _log.warning("%s: answers can't be saved or read now: %s", self.purpose, error)
 
     def _permit(self) -> None:
+        if self._is_stopped:
+            raise Stopped(f"{self.purpose}: asking `{self.model.model}` was stopped")
         if self._has_cap:
             check_budget(self.model, self.purpose, *self._cache.get_spent(self._ledger))
 

@@ -37,6 +37,8 @@ MAX_TOKENS_REPORTED: Final = 100_000_000
 _CONNECT_SECONDS = 30.0
 _MESSAGE_TOKENS = 4  # what a chat template puts around a turn, about
 _PROBE_TOKENS = 20
+_LOOK_SECONDS = 0.05
+_LONGEST_SLEEP_SECONDS = 1.0
 
 _RETRIED: Final = frozenset({408, 409, 425, 429})
 _REFUSED: Final = frozenset({400, 413, 422})
@@ -286,9 +288,9 @@ class Client:
 
     async def _wait_turn(self, tokens: int) -> None:
         at = self._pace.reserve(time.monotonic(), tokens)
-        await asyncio.sleep(max(0.0, at - time.monotonic()))
+        await self._sleep_until(at)
         while self._pace.is_paused(time.monotonic()):
-            await asyncio.sleep(0.05)
+            await self._sleep_until(time.monotonic() + _LOOK_SECONDS)
 
     async def _pause(self, attempt: int, trouble: _Transient) -> None:
         seconds = self._backoff.choose(attempt, trouble.wait_seconds)
@@ -296,7 +298,13 @@ class Client:
             asked = min(trouble.wait_seconds, self._backoff.longest_asked_seconds)
             self._pace.pause(time.monotonic() + asked)
         _log.info("%s %s; try %d of %d in %.1f s", self.where, trouble, attempt + 2, self._model.retries + 1, seconds)
-        await asyncio.sleep(seconds)
+        await self._sleep_until(time.monotonic() + seconds)
+
+    async def _sleep_until(self, at: float) -> None:
+        """Wait, and look now and then whether there is still something to wait for."""
+        while (left := at - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _LONGEST_SLEEP_SECONDS))
+            self._permit()
 
     async def _post_once(self, path: str, payload: dict[str, Any], read: Callable[[Any], T]) -> T:
         """One request. Nothing that aiohttp raises gets out: its exceptions hold headers and bodies."""

@@ -6,6 +6,7 @@ follows. A record that no judge scored is quarantined: it goes on without a scor
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Final
@@ -74,7 +75,7 @@ class Judging:
     def apply(self, records: Sequence[Record]) -> list[Record | Drop]:
         """The records with their scores; none is dropped."""
         questions = [build_question(record, self._options.dimension, self._options.scale) for record in records]
-        by_judge = [self._ask(model, questions) for model in self._options.models]
+        by_judge = self._ask_all(questions)
         return [self._mark(record, verdicts) for record, *verdicts in zip(records, *by_judge, strict=True)]
 
     def _build_asker(self, model: LanguageModel) -> Asker:
@@ -89,13 +90,28 @@ class Judging:
             backoff=self._backoff,
         )
 
-    def _ask(self, model: LanguageModel, questions: Sequence[Question]) -> list[Verdict]:
+    def _ask_all(self, questions: Sequence[Question]) -> list[list[Verdict]]:
+        """Each judge's verdicts; several judges are asked at once. The first that can't go on stops the others, and so does an interrupt."""
+        askers = [self._build_asker(model) for model in self._options.models]
+        self.accounts += [asker.account for asker in askers]
+        if len(askers) == 1:
+            return [self._ask(askers[0], questions)]
+        with ThreadPoolExecutor(len(askers)) as pool:
+            try:
+                asked = [pool.submit(self._ask, asker, questions) for asker in askers]
+                for ended in wait(asked, return_when=FIRST_EXCEPTION).done:
+                    ended.result()
+                return [one.result() for one in asked]
+            except BaseException:
+                for asker in askers:
+                    asker.stop()
+                raise
+
+    def _ask(self, asker: Asker, questions: Sequence[Question]) -> list[Verdict]:
         scale = float(self._options.scale)
-        asker = self._build_asker(model)
-        self.accounts.append(asker.account)
         with asker:
             outcomes = asker.ask(questions, lambda text: parse_score(text, scale))
-        return [_read_verdict(model.model, outcome) for outcome in outcomes]
+        return [_read_verdict(asker.model.model, outcome) for outcome in outcomes]
 
     def _mark(self, record: Record, verdicts: Sequence[Verdict]) -> Record:
         name = self._options.score

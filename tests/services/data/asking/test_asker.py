@@ -1,6 +1,8 @@
 """An Asker over a real server that misbehaves: what is tried again, what concerns one question, what ends the step, what nobody may read."""
 
 import logging
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 from services.data.model_server import ModelServer
 
 from llamero.data.asking.answers import parse_score
-from llamero.data.asking.asker import Asker
+from llamero.data.asking.asker import Asker, Stopped
 from llamero.data.asking.client import check_url
 from llamero.data.asking.questions import Answer, Question, Unanswered
 from llamero.data.errors import DataError
@@ -55,6 +57,19 @@ def test_retry_after_is_kept_to_by_all_requests(
     refused, *later = [seen.at for seen in server.requests]
     # One was under way when the refusal came; all others wait.
     assert sorted(later)[1] - refused >= least
+
+
+def test_who_waits_for_an_endpoint_can_be_stopped(server: ModelServer, make_asker: MakeAsker) -> None:
+    server.trouble = lambda body: "429:200"
+    with make_asker(retries=3) as asker:
+        stopping = threading.Timer(0.2, asker.stop)
+        stopping.start()
+        started = time.monotonic()
+        with pytest.raises(Stopped, match="judge: asking `m` was stopped"):
+            asker.ask(say(*range(50)))
+        assert time.monotonic() - started < 60  # not the 200 seconds that were asked for
+        stopping.join()
+    assert len(server.requests) <= 4
 
 
 def test_an_unreadable_answer_counts_as_spent(server: ModelServer, make_asker: MakeAsker) -> None:

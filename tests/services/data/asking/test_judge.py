@@ -46,10 +46,10 @@ def context(answers: str) -> StepContext:
 
 @pytest.fixture
 def make_step(server: ModelServer, context: StepContext) -> MakeStep:
-    """`make_step(judges=("a",), **options)`: judges are models of the one server."""
+    """`make_step(judges=("a",), retries=2, concurrency=8, **options)`: judges are models of the one server."""
 
-    def make(judges: Sequence[str] = ("a",), retries: int = 2, **options: Any) -> Judging:
-        models = [LanguageModel(url=server.url, model=name, retries=retries) for name in judges]
+    def make(judges: Sequence[str] = ("a",), retries: int = 2, concurrency: int = 8, **options: Any) -> Judging:
+        models = [LanguageModel(url=server.url, model=n, retries=retries, concurrency=concurrency) for n in judges]
         return Judging(JudgeStep(models=models, **options), context, Backoff(first_seconds=0.01))
 
     return make
@@ -102,6 +102,20 @@ def test_three_judges_vote_and_a_record_that_none_can_score_is_quarantined(
     ]
     assert sum(a["requests"] for a in accounts) == len(server.requests)
     assert sum(a["retries"] for a in accounts) == 4
+
+
+def test_judges_are_asked_at_once_and_one_that_can_not_go_on_stops_the_others(
+    server: ModelServer, make_step: MakeStep
+) -> None:
+    server.answer = lambda body: score(3)
+    server.latency = 0.02
+    assert len(make_step("abc", concurrency=2).apply(make_records(6))) == 6
+    assert server.most_at_once == 6
+    asked = len(server.requests)
+    server.trouble = lambda body: "401" if body["model"] == "c" else None
+    with pytest.raises(DataError, match="HTTP 401"):
+        make_step("abc", concurrency=2, dimension="quality").apply(make_records(200))
+    assert len(server.requests) - asked < 100
 
 
 def test_a_second_time_nothing_is_asked_and_the_same_comes_out(server: ModelServer, make_step: MakeStep) -> None:

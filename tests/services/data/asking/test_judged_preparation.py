@@ -31,8 +31,30 @@ def answer(body: Body) -> str:
 
 
 def judge(server: ModelServer, **fields: Any) -> dict[str, Any]:
-    models = [{"url": server.url, "model": name, "concurrency": 4, **fields} for name in ("strict", "mild")]
+    models = [{"url": server.url, "model": name, "concurrency": 4} | fields for name in ("strict", "mild")]
     return {"judge": {"models": models, "minScore": 4}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"secretRef": {"name": "judge", "key": "NO_SUCH_KEY"}}, "set the environment variable NO_SUCH_KEY"),
+        ({"url": "http://models.example.com/v1"}, r"set data\.allowHttp"),
+        ({"maxCost": 5}, "a maxCost, but no price"),
+    ],
+)
+def test_a_judge_that_can_not_be_asked_is_told_before_a_record_is_read(
+    server: ModelServer,
+    prepare: Callable[..., Any],
+    write_alpaca: Callable[..., Path],
+    fields: dict[str, Any],
+    said: str,
+) -> None:
+    sources = [{"uri": str(write_alpaca([("a", "b")])), "format": "alpaca"}]
+    with pytest.raises(DataError, match=said) as caught:
+        prepare(sources, steps=[{"quality": {}}, judge(server, **fields)])
+    assert str(caught.value).startswith("spec.data.steps[1].judge.models[0]: ")
+    assert not server.requests
 
 
 def test_judges_score_each_training_record_once_over_caps_shards_and_runs(
