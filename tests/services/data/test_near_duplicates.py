@@ -12,7 +12,7 @@ from llamero.data.near import build_sets, find_near_duplicates
 from llamero.data.near.choosing import choose_kept, complete_edges, compress, connect
 from llamero.data.near.pairs import REPRESENTATIVES, measure_jaccard, pair_up
 from llamero.data.near.sketch import LEAST_RECALL, choose_bands, sketch_sets
-from llamero.data.near.words import hash_words
+from llamero.data.near.words import LONGEST_BYTES, hash_words
 from llamero.data.selection import is_held_out
 from llamero.data.steps import near_duplicates
 from llamero.spec.steps import NearDuplicatesStep
@@ -118,6 +118,13 @@ def test_hashes_do_not_depend_on_the_texts_before():
     ]
     assert together.numbers[: len(texts)].tolist() == [a.numbers[0] for a in alone]
     assert (together.lengths[: len(texts)] == [len(a.hashes) for a in alone]).all()
+
+
+def test_a_text_of_many_megabytes_is_compared_by_its_beginning_and_harms_no_other():
+    short = "a b c ü 5"
+    words = hash_words([short, "word " * (LONGEST_BYTES // 4), short])
+    assert words.lengths.tolist() == [5, LONGEST_BYTES // 5 + 1, 5]
+    assert words.hashes[:5].tolist() == words.hashes[-5:].tolist()
 
 
 @pytest.mark.parametrize(("threshold", "permutations"), [(0.5, 128), (0.7, 128), (0.8, 128), (0.9, 128), (0.8, 64)])

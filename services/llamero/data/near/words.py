@@ -17,6 +17,9 @@ Offsets = NDArray[np.int64]
 BLOCK_BYTES = 1 << 18
 """Texts are hashed in blocks of about so many bytes, so that what is at hand stays in the cache."""
 
+LONGEST_BYTES = 4 << 20
+"""Longer texts are compared by their first so many bytes: a bound on memory (some 50 bytes each)."""
+
 _BASE = 0x9E3779B97F4A7C15 | 1
 _INVERSE = pow(_BASE, -1, 2**64)
 _MARK = "\x01"
@@ -129,8 +132,8 @@ def _cut_blocks(texts: Sequence[str]) -> Iterator[list[bytes]]:
     size = 0
     for text in texts:
         data = text.encode() if text.isascii() else fold_characters(text).encode("utf-8", "replace")
-        block.append(data)
-        size += len(data) + 1
+        block.append(data[:LONGEST_BYTES])
+        size += len(block[-1]) + 1
         if size >= BLOCK_BYTES:
             yield block
             block, size = [], 0

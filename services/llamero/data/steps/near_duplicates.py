@@ -46,6 +46,7 @@ PARTITION_KEYS = 1_000_000
 GROUP_RECORDS = 500_000
 PART_EDGES = 500_000
 _READ_ROWS = 4096
+_READ_CHARACTERS = 8 << 20
 _BATCH_VALUES = 1 << 21
 _PROMPTS_SHORTER = 8
 """ROUGE reads prompts, as bytes, of which many pairs share the same."""
@@ -174,11 +175,13 @@ def sketch(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict
 
 def _batch_records(records: Iterator[Seen]) -> Iterator[list[Seen]]:
     batch: list[Seen] = []
+    size = 0
     for seen in records:
         batch.append(seen)
-        if len(batch) == _READ_ROWS:
+        size += sum(len(m.content) for m in seen.record.messages)
+        if len(batch) == _READ_ROWS or size >= _READ_CHARACTERS:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 
