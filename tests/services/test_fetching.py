@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from cluster.certificates import Authority
 
-from llamero.storage import Refused, StorageError, fetch_file, fingerprint_uri, list_files, open_uri
+from llamero.storage import Away, Refused, StorageError, fetch_file, fingerprint_uri, list_files, open_uri
 from llamero.storage.addresses import find_fault
 from llamero.storage.fetching import FetchLimits, FetchPolicy, WebFile, inspect_url, show_url
 from llamero.storage.unpacking import unpack
@@ -631,3 +631,22 @@ def test_prompt_sets_are_fetched_by_the_same_rules(web: Web) -> None:
         read_prompts(sets, None)
     prompts, _ = read_prompts(sets, None, allow_http=True)
     assert [p.text for p in prompts] == ["Why?"]
+
+
+@pytest.mark.parametrize(("status", "is_away"), [(503, True), (429, True), (404, False), (401, False)])
+def test_what_another_time_may_mend_is_told_from_what_is_final(web: Web, status: int, is_away: bool) -> None:
+    with pytest.raises(StorageError) as caught:
+        read(web.serve("/a", b"", status))
+    assert isinstance(caught.value, Away) is is_away
+    assert not isinstance(caught.value, Refused)
+
+
+def test_a_broken_download_and_a_silent_server_may_be_tried_again_and_a_refusal_may_not(web: Web) -> None:
+    from llamero.data.worker import DATA, STORAGE, describe_failure
+
+    with pytest.raises(Away) as broken:
+        read(breaking(web, "/a", [1000] + [0] * 10, True, ETag='"one"'), limited(resumptions=1))
+    assert describe_failure(broken.value)[0] == STORAGE
+    with pytest.raises(Refused) as refused:
+        read(web.serve("/b"), limited(max_bytes=10))
+    assert describe_failure(refused.value)[0] == DATA

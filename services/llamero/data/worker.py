@@ -14,7 +14,7 @@ from llamero.data.errors import DataError
 from llamero.data.shared import SharedStorageError
 from llamero.data.tasks import run_task
 from llamero.model.errors import ModelError
-from llamero.storage import StorageError
+from llamero.storage import Away, StorageError
 
 DATA, SPACE, STORAGE, BUG = "data", "space", "storage", "bug"
 _IDLE_SECONDS = 0.1
@@ -68,7 +68,7 @@ def describe_failure(error: Exception) -> tuple[str, str]:
 def is_away(error: BaseException | None) -> bool:
     """Whether a network failed, as against an answer that says no: what is wrong then is neither the data nor the manifest."""
     while error is not None:
-        if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)) or type(error).__name__ in _AWAY:
+        if isinstance(error, (Away, ConnectionError, TimeoutError, socket.gaierror)) or type(error).__name__ in _AWAY:
             return True
         error = error.__cause__
     return False

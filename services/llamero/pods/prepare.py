@@ -23,6 +23,7 @@ from llamero.spec.run import Phase
 from llamero.spec.status import WorkKind
 from llamero.spec.tasks import Outcome, TaskName, WorkMessage
 from llamero.storage import (
+    Away,
     commit_folder,
     find_missing,
     is_local,
@@ -142,7 +143,7 @@ def is_away(error: BaseException | None) -> bool:
     """Whether the error came of a network that failed, not of an answer."""
     while error is not None:
         if (
-            isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+            isinstance(error, (Away, ConnectionError, TimeoutError, socket.gaierror))
             or type(error).__name__ in _NETWORK_ERRORS
         ):
             return True

@@ -23,6 +23,7 @@ from fsspec.core import url_to_fs
 
 from llamero.spec.names import MANIFEST_NAME
 from llamero.spec.results import SCHEMA_VERSION, FileEntry
+from llamero.storage.errors import Away as Away
 from llamero.storage.errors import NotThere as NotThere
 from llamero.storage.errors import Refused as Refused
 from llamero.storage.errors import StorageError as StorageError

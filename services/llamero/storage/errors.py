@@ -13,5 +13,9 @@ class NotThere(StorageError):
     """A web server that was asked says that it has no such file."""
 
 
+class Away(StorageError):
+    """The far end did not answer, or not to the end: what is wrong is neither the file nor its name, and another time may do."""
+
+
 class Refused(StorageError):
     """What may not be read as it is (an address, a size, a way of packing): trying again changes nothing."""

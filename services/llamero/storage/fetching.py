@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from llamero import __version__
 from llamero.storage.addresses import find_fault
-from llamero.storage.errors import NotThere, Refused, StorageError
+from llamero.storage.errors import Away, NotThere, Refused, StorageError
 
 Resolver = Callable[[str, int], Sequence[str]]
 """(host, port) → its addresses. Raises OSError."""
@@ -195,7 +195,7 @@ class WebFile(io.RawIOBase):
 
     def _broken(self, cause: str) -> StorageError:
         whole = f" of {self.tags.size:,}" if self.tags.size is not None else ""
-        return StorageError(
+        return Away(
             f"{show_url(self._url)} can't be read to its end: {cause} ({self._position:,}{whole} bytes were read)"
         )
 
@@ -315,7 +315,7 @@ def _ask_once(
         return _Answer(connection.getresponse(), link)
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         link.close()
-        raise StorageError(f"{shown} can't be reached: {_describe(error)}.") from error
+        raise Away(f"{shown} can't be reached: {_describe(error)}.") from error
     except BaseException:
         link.close()
         raise
@@ -328,7 +328,7 @@ def _connect(target: SplitResult, policy: FetchPolicy) -> socket.socket:
     try:
         addresses = policy.resolve(host, port)
     except (OSError, UnicodeError) as error:
-        raise StorageError(f"{shown} can't be reached: {host} is not known ({error}).") from error
+        raise Away(f"{shown} can't be reached: {host} is not known ({error}).") from error
     for address in addresses:
         fault = find_fault(address, policy.allow_http)
         if fault is not None:
@@ -358,7 +358,7 @@ def _connect(target: SplitResult, policy: FetchPolicy) -> socket.socket:
             link.close()
             last = error
     why = _describe(last) if last is not None else f"{host} has no address"
-    raise StorageError(f"{shown} can't be reached: {why}.") from last
+    raise Away(f"{shown} can't be reached: {why}.") from last
 
 
 def _refuse_status(url: str, status: int) -> None:
@@ -371,7 +371,7 @@ def _refuse_status(url: str, status: int) -> None:
         410: "does not exist any more",
         429: "is asked for too often: try again later",
     }.get(status, "can't be had" if status < 500 else "can't be had at the moment")
-    kind = NotThere if status in (404, 410) else StorageError
+    kind = NotThere if status in (404, 410) else Away if status >= 500 or status == 429 else StorageError
     raise kind(f"{show_url(url)} {meaning} (HTTP {status}).")
 
 
@@ -403,7 +403,7 @@ class _Meter:
         if self._window_waited < limits.speed_window_seconds:
             return
         if self._window_bytes < limits.min_bytes_per_second * self._window_waited:
-            raise StorageError(
+            raise Away(
                 f"{show_url(self._url)} can't be read to its end: the server sends less than "
                 f"{limits.min_bytes_per_second:,.0f} bytes a second."
             )
