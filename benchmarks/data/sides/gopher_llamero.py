@@ -9,9 +9,10 @@ from pathlib import Path
 from measurement import Figures, Job, run_side
 
 from llamero.data.steps import quality, repetition
-from llamero.data.steps.quality import find_first_failures, judge_texts
+from llamero.data.steps.quality import judge_texts
 from llamero.data.steps.record import Drop, Record, StepContext
 from llamero.data.steps.repetition import judge_repetition
+from llamero.data.steps.verdicts import find_first_failures
 from llamero.data.words import iterate_batches, join_texts, take_words
 from llamero.spec.profiles import PROFILES
 from llamero.spec.records import Message

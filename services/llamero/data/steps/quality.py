@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamero.data.steps.record import Drop, Record, StepContext
+from llamero.data.steps.verdicts import Choice, Rule, count_least_characters, judge_records
 from llamero.data.words import (
     Flags,
     Pieces,
     Texts,
     Words,
     hash_words,
-    iterate_batches,
-    join_texts,
     split_lines,
     split_words,
-    strip_code,
 )
 from llamero.spec.steps import QualityStep
 
@@ -29,22 +27,6 @@ Values = NDArray[np.float64]
 
 _BULLETS: Final = (0x2022, ord("-"))
 _ELLIPSIS, _POINT, _HASH = 0x2026, ord("."), ord("#")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one rule found in each text, and which texts fail it."""
-
-    name: str
-    values: Values
-    threshold: float
-    fails: Flags
-    detail: str
-
-    def build_drop(self, text: int, where: str = "") -> Drop:
-        """Why this text is dropped; `where` says which part of its record it is."""
-        value = float(self.values[text])
-        return Drop(self.name, where + self.detail.format(value=value, threshold=self.threshold), value, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -187,43 +169,7 @@ def judge_texts(options: QualityStep, texts: Texts, words: Words, is_prompt: Fla
     ]  # fmt: skip
 
 
-def find_first_failures(rules: Sequence[Rule]) -> NDArray[np.int64]:
-    """The number of the first rule that each text fails, -1 where it passes all."""
-    fails = np.stack([rule.fails for rule in rules])
-    return np.where(fails.any(axis=0), fails.argmax(axis=0), -1)
-
-
 # -- the step ----------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """A text of a record that is judged by itself."""
-
-    record: int
-    text: str
-    is_prompt: bool
-    where: str
-
-
-def list_parts(records: Sequence[Record], scope: str, prompts: bool, exempt_code: bool, maths: bool) -> list[Part]:
-    """The texts to judge: each record as a whole, or its answers (and prompts) each; without code and maths where they are exempt."""
-    parts: list[Part] = []
-    for number, record in enumerate(records):
-        if scope == "document":
-            parts.append(Part(number, record.text, False, ""))
-            continue
-        is_first = True
-        for message in record.messages:
-            if message.role == "assistant":
-                parts.append(Part(number, message.content, False, "The answer: "))
-            elif message.role == "user" and prompts:
-                text = f"{message.content}\n\n{record.input}" if is_first and record.input else message.content
-                parts.append(Part(number, text, True, "The prompt: "))
-                is_first = False
-    if not exempt_code:
-        return parts
-    return [Part(p.record, strip_code(p.text, maths), p.is_prompt, p.where) for p in parts]
 
 
 @dataclass(frozen=True)
@@ -234,19 +180,21 @@ class Quality:
 
     def apply(self, records: Sequence[Record]) -> list[Record | Drop]:
         """Each record itself, or the first rule that the first of its failing parts fails."""
-        results: list[Record | Drop] = list(records)
-        parts = list_parts(records, self.options.scope, True, self.options.exempt_code, maths=True)
-        for start, end in iterate_batches([part.text for part in parts]):
-            batch = parts[start:end]
-            texts = join_texts([part.text for part in batch])
-            is_prompt = np.fromiter((part.is_prompt for part in batch), dtype=np.bool_, count=len(batch))
-            rules = judge_texts(self.options, texts, split_words(texts, self.options.words), is_prompt)
-            failures = find_first_failures(rules)
-            for number in np.flatnonzero(failures >= 0).tolist():
-                part = batch[number]
-                if isinstance(results[part.record], Record):
-                    results[part.record] = rules[failures[number]].build_drop(number, part.where)
-        return results
+        options = self.options
+        least = count_least_characters(options.short_text_words, options.words)
+        has_rule_of_length = bool(options.min_words) or options.max_words < options.short_text_words
+        choice = Choice(
+            whole=options.scope == "document",
+            prompts=True,
+            least_answer=0 if has_rule_of_length else least,
+            least_prompt=least,
+            exempt_code=options.exempt_code,
+            exempt_maths=options.exempt_code,
+        )
+        return judge_records(records, choice, self._judge)
+
+    def _judge(self, texts: Texts, are_prompts: Flags) -> list[Rule]:
+        return judge_texts(self.options, texts, split_words(texts, self.options.words), are_prompts)
 
 
 def build(options: QualityStep, context: StepContext) -> Quality:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamero.data.errors import DataError
-from llamero.data.steps.quality import Rule, find_first_failures, list_parts
 from llamero.data.steps.record import Drop, Record, StepContext
+from llamero.data.steps.verdicts import Choice, Rule, count_least_characters, judge_records
 from llamero.data.words import (
     Flags,
     Hashes,
@@ -21,8 +21,6 @@ from llamero.data.words import (
     Pieces,
     Texts,
     Words,
-    iterate_batches,
-    join_texts,
     mix,
     split_at_line_feeds,
     split_words,
@@ -267,18 +265,19 @@ class Repetition:
 
     def apply(self, records: Sequence[Record]) -> list[Record | Drop]:
         """Each record itself, or the first rule that the first of its failing texts fails."""
-        results: list[Record | Drop] = list(records)
-        parts = list_parts(records, self.options.scope, False, self.options.exempt_code, maths=False)
-        for start, end in iterate_batches([part.text for part in parts]):
-            batch = parts[start:end]
-            texts = join_texts([part.text for part in batch])
-            rules = judge_repetition(self.options, texts, split_words(texts, self.options.words))
-            failures = find_first_failures(rules)
-            for number in np.flatnonzero(failures >= 0).tolist():
-                part = batch[number]
-                if isinstance(results[part.record], Record):
-                    results[part.record] = rules[failures[number]].build_drop(number, part.where)
-        return results
+        options = self.options
+        choice = Choice(
+            whole=options.scope == "document",
+            prompts=False,
+            least_answer=count_least_characters(options.short_text_words, options.words),
+            least_prompt=0,
+            exempt_code=options.exempt_code,
+            exempt_maths=False,
+        )
+        return judge_records(records, choice, self._judge)
+
+    def _judge(self, texts: Texts, are_prompts: Flags) -> list[Rule]:
+        return judge_repetition(self.options, texts, split_words(texts, self.options.words))
 
 
 def build(options: RepetitionStep, context: StepContext) -> Repetition:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamero.data.steps import quality
-from llamero.data.steps.quality import find_first_failures, judge_texts
+from llamero.data.steps.quality import judge_texts
 from llamero.data.steps.record import Drop, Record, StepContext
+from llamero.data.steps.verdicts import find_first_failures
 from llamero.data.words import join_texts, split_words, take_words
 from llamero.spec.profiles import PROFILES
 from llamero.spec.records import Message
@@ -45,6 +46,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("minWords", {"minWords": 50}, words(50), words(49)),
     ("minWords", {"minWords": 50, "words": "signs"}, words(50) + " . !", words(49) + " . !"),
     ("maxWords", {"maxWords": 60}, words(60), words(61)),
+    ("maxWords", {"maxWords": 3}, "a b c", "a b c d"),
     ("minMeanWordLength", {**ANY_LENGTH, "minStopWords": 0}, "abc " * 60, "abc " * 59 + "ab"),
     ("maxMeanWordLength", {**ANY_LENGTH, "minStopWords": 0}, "abcdefghij " * 60, "abcdefghij " * 59 + "abcdefghijk"),
     ("maxHashRatio", ANY_LENGTH, words(60, *["#a"] * 6), words(60, *["#a"] * 7)),

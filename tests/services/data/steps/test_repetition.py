@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from llamero.data.errors import DataError
 from llamero.data.steps import repetition
-from llamero.data.steps.quality import find_first_failures
 from llamero.data.steps.record import Drop, Record, StepContext
 from llamero.data.steps.repetition import judge_repetition
+from llamero.data.steps.verdicts import find_first_failures
 from llamero.data.words import join_texts, split_words, take_words
 from llamero.spec.profiles import PROFILES
 from llamero.spec.records import Message
