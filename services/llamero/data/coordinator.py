@@ -423,11 +423,16 @@ class Coordinator:
         listing: dict[str, Any] = {
             "shards": [shard.uri for shard in clean],
             "shardSources": [part.file.source for part in parts],
-            "origins": [{"file": p.file.name, "source": self.plan.source_names[p.file.source]} for p in parts],
+            "origins": [self._describe_origin(part.file) for part in parts],
         }
         write_file(self.listing, orjson.dumps(listing))
         names = [uri.rpartition("/")[2] for uri in listing["shards"]]
         return digest_json(listing | {"shards": names})
+
+    def _describe_origin(self, file: SourceFile) -> dict[str, Any]:
+        """Where a part's records are from; those of many small files name theirs themselves."""
+        source = self.plan.source_names[file.source]
+        return {"file": file.name, "source": source, "isGathered": bool(file.members)}
 
     def _write_rejected(self, shards: Sequence[Shard]) -> Path:
         return self._join_rejected([self.files.fetch(shard.uri, [REJECTED_FILE]) / REJECTED_FILE for shard in shards])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from llamero.data.folders import load_rows
@@ -20,7 +21,7 @@ from llamero.data.rejections import (
 )
 from llamero.data.shared import SharedFiles
 from llamero.data.steps.record import Drop, Record
-from llamero.data.steps.view import ROWS_FILE, read_drops, read_rules
+from llamero.data.steps.view import RECORDS_FILE, ROWS_FILE, read_drops, read_rules
 
 _SETTLED = {EQUAL: EQUAL_STEP, CAPS: CAPS_STEP}
 
@@ -37,10 +38,11 @@ class DroppedRows:
     """The rows of a shard that were dropped, and why; `origins` and `clean` are the listing's, by shard."""
 
     rows: dict[int, _Dropped]
-    origins: Sequence[dict[str, str]]
+    origins: Sequence[dict[str, Any]]
     clean: Sequence[str]
     files: SharedFiles
     known: dict[int, NDArray] = field(default_factory=dict)
+    file_names: dict[int, list[str]] = field(default_factory=dict)
 
     def reject(self, record: Record, tally: Tally) -> dict[str, Any]:
         """The line of a dropped record; counted in `tally`."""
@@ -60,8 +62,19 @@ class DroppedRows:
         if shard not in self.known:
             self.known[shard] = load_rows(self.files.fetch(self.clean[shard], [ROWS_FILE]))
         table = self.known[shard]
-        found = table[np.searchsorted(table["row"], row)]
-        return {**self.origins[shard], "line": int(found["line"]), "id": f"{found['hi']:016x}{found['lo']:016x}"}
+        number = int(np.searchsorted(table["row"], row))
+        found, origin = table[number], self.origins[shard]
+        file = self._find_file(shard, number) if origin["isGathered"] else origin["file"]
+        place: dict[str, Any] = {"source": origin["source"], "file": file, "line": int(found["line"])}
+        return place | {"id": f"{found['hi']:016x}{found['lo']:016x}"}
+
+    def _find_file(self, shard: int, number: int) -> str:
+        """The file of a record in a shard that was gathered from many small ones."""
+        if shard not in self.file_names:
+            folder = self.files.fetch(self.clean[shard], [RECORDS_FILE])
+            with (folder / RECORDS_FILE).open("rb") as lines:
+                self.file_names[shard] = [orjson.loads(line)["file"] for line in lines]
+        return self.file_names[shard][number]
 
 
 def read_dropped(task: dict[str, Any], listing: dict[str, Any], files: SharedFiles) -> DroppedRows:

@@ -231,6 +231,22 @@ def test_what_was_broken_off_at_any_task_adds_up_when_it_is_taken_up_again(do, s
     assert outcome.result.reused_shards == outcome.result.shards
 
 
+def test_a_record_of_many_small_files_tells_which_file_it_repeats(make_spec, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(80):
+        row = {"instruction": f"Question {i % 70}", "output": "An answer"}
+        (folder / f"f{i:02}.jsonl").write_text(json.dumps(row))
+    spec = make_spec([{"uri": str(folder), "format": "alpaca"}], evaluation_fraction=0)
+    outcome = Outcome(
+        tmp_path / "o", prepare_data(spec, plan_data(spec), None, tmp_path / "o", tmp_path / "c", lambda p: None)
+    )
+    assert [(r["file"], r["repeats"]["file"]) for r in outcome.rejected()] == [
+        (f"f{70 + i}.jsonl", f"f0{i}.jsonl") for i in range(10)
+    ]
+    assert "of f03.jsonl" in outcome.rejected()[3]["detail"]
+
+
 # -- what steps see ------------------------------------------------------------------------------------------------------------
 
 
