@@ -37,7 +37,6 @@ _WAVE: Final = (
 _BARREN_CALLS: Final = 64
 _CLASS_EXAMPLES: Final = 4  # of each kind
 _INSTANCE_EXAMPLES: Final = 3
-_TRIES: Final = 3
 
 Rows = Generator[Row, None, None]
 _log = logging.getLogger(__name__)
@@ -259,26 +258,23 @@ def _ask_tasks(asker: Asker, recipe: Recipe, shown: Sequence[Sequence[Task]]) ->
 
 
 def _ask_whole_tasks(asker: Asker, questions: Sequence[Question], count: int) -> list[list[NewTask] | Unanswered]:
-    """As `Asker.ask` with a parser, but that an answer which was cut off loses its last task alone (Alpaca, code)."""
-    outcome: list[list[NewTask] | Unanswered] = [Unanswered("not asked")] * len(questions)
-    pending = list(range(len(questions)))
-    for sample in range(_TRIES):
-        answers = (
-            asker.ask([replace(questions[place], sample=sample) for place in pending], allow_cut=True)
-            if pending
-            else []
-        )
-        again = []
-        for place, answer in zip(pending, answers, strict=True):
-            if isinstance(answer, Unanswered):
-                outcome[place] = answer
-                continue
-            try:
-                outcome[place] = read_blocks(count, answer.is_cut)(answer.text)
-            except ValueError as error:
-                outcome[place] = Unanswered(f"no usable answer in {_TRIES} tries: {error}")
-                again.append(place)
-        pending = again
+    """The new tasks with their instances; an answer that was cut off loses its last task alone (Alpaca, code)."""
+    outcome: list[list[NewTask] | Unanswered] = []
+    unread: list[int] = []
+    for place, answer in enumerate(asker.ask(questions, allow_cut=True)):
+        if isinstance(answer, Unanswered):
+            outcome.append(answer)
+            continue
+        try:
+            outcome.append(read_blocks(count, answer.is_cut)(answer.text))
+        except ValueError as error:
+            outcome.append(Unanswered(str(error)))
+            unread.append(place)
+    # The first try comes out of the cache; further ones are warmer, so that not the same is answered.
+    again = asker.ask([questions[place] for place in unread], read_blocks(count)) if unread else []
+    for place, tasks in zip(unread, again, strict=True):
+        if not isinstance(tasks, Answer):
+            outcome[place] = tasks
     return outcome
 
 

@@ -281,12 +281,22 @@ def test_alpacas_variant_shows_three_seeds_and_takes_twenty_whole_tasks_a_call(
     assert made.growth is not None
     assert (made.growth.made, len(kept)) == (50, 50)
     assert {scripted.find_kind(seen.body) for seen in server.requests} == {"blocks"}
+    # What was babbled is asked again, warmer, and once.
+    asked = [(json.dumps(seen.body["messages"]), seen.body["temperature"]) for seen in server.requests]
+    assert len(set(asked)) == len(asked)
     assert "### 3\n" in server.prompts[0]
     assert "from ### 4 to ### 23" in server.prompts[0]
     assert all(len(row["origin"]["shown"]) == 3 and row["origin"]["call"] <= 3 for row in rows)
     assert all(name.startswith("seed_") for row in rows for name in row["origin"]["shown"])
     assert {row["input"] == "" for row in kept} == {True, False}
     assert any("\nA second line." in row["input"] for row in kept)
+
+
+def test_whole_tasks_that_can_not_be_read_are_asked_for_again(seeds: Path, tmp_path: Path) -> None:
+    with ModelServer(lambda body: scripted.answer(body) if body["temperature"] > 0 else "Certainly!") as server:
+        _, made = grow(build_source(server, seeds, variant="alpaca", records=20), tmp_path / "answers")
+        assert made.growth is not None
+        assert (made.growth.made, made.growth.calls, len(server.requests)) == (20, 1, 2)
 
 
 def test_an_answer_that_was_cut_off_loses_its_last_task_alone(seeds: Path, tmp_path: Path) -> None:
