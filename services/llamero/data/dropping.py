@@ -65,8 +65,12 @@ class DroppedRows:
         number = int(np.searchsorted(table["row"], row))
         found, origin = table[number], self.origins[shard]
         file = self._find_file(shard, number) if origin["isGathered"] else origin["file"]
-        place: dict[str, Any] = {"source": origin["source"], "file": file, "line": int(found["line"])}
-        return place | {"id": f"{found['hi']:016x}{found['lo']:016x}"}
+        return {
+            "source": origin["source"],
+            "file": file,
+            "line": int(found["line"]),
+            "id": f"{found['hi']:016x}{found['lo']:016x}",
+        }
 
     def _find_file(self, shard: int, number: int) -> str:
         """The file of a record in a shard that was gathered from many small ones."""

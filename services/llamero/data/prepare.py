@@ -83,6 +83,8 @@ def prepare_data(
     Raises DataError where the data or the machine's disk (NoSpaceError) won't do, StorageError where a shared storage fails;
     rejected.jsonl is there even then.
     """
+    if (base is None) != (plan.tokenizer_digest == NO_TOKENIZER):
+        raise ValueError("a plan with a tokenizer's digest needs a base, one without it none")
     finished = read_result(output, plan.digest)
     if finished is not None:
         return finished
