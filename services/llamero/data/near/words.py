@@ -40,7 +40,7 @@ _DIGITS = b"0123456789"
 _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OPERATORS = b"+=<>^%"
 _AMBIGUOUS = b"-*/"
-"""Operators beside a digit, between blanks within a line, or (but for the hyphen) between letters."""
+"""Operators beside a digit, between blanks within a line, or (but for the hyphen) within a word."""
 
 _SEPARATOR, _WORD, _OPERATOR = 0, 1, 2
 
@@ -55,6 +55,7 @@ def _build_kinds() -> NDArray[np.uint8]:
 
 _KINDS = _build_kinds().tobytes()
 _LOWER = bytes(range(256)).lower()
+_IS_AMBIGUOUS = np.isin(np.arange(256), list(_AMBIGUOUS))
 
 
 class _Folding(dict[int, str]):
@@ -175,31 +176,26 @@ def _find_kinds(data: bytes) -> NDArray[np.uint8]:
     codes = np.frombuffer(data, np.uint8)
     is_digit = (codes - np.uint8(48)) < 10
     dots = np.flatnonzero(codes == 46)
-    dots = dots[(dots > 0)]
+    dots = dots[dots > 0]
     kinds[dots[is_digit[dots - 1] & is_digit[dots + 1]]] = _WORD
     quotes = np.flatnonzero(codes == 62)  # > at a line's beginning quotes
     kinds[quotes[(quotes == 0) | (codes[quotes - 1] == 10)]] = _SEPARATOR
 
-    signs = np.flatnonzero((codes == 45) | (codes == 42) | (codes == 47))
+    signs = np.flatnonzero(_IS_AMBIGUOUS[codes])
     if len(signs):
-        before, after = codes[np.maximum(signs - 1, 0)], codes[signs + 1]
-        digits = is_digit[np.maximum(signs - 1, 0)] | is_digit[signs + 1]
-        letters = (kinds[np.maximum(signs - 1, 0)] == _WORD) & (kinds[signs + 1] == _WORD) & (codes[signs] != 45)
-        spaced = (before == 32) & (after == 32) & ~_begin_lines(codes, signs)
-        kinds[signs[(digits & ~_begin_lines(codes, signs, digits)) | letters | spaced]] = _OPERATOR
+        before, after = np.maximum(signs - 1, 0), signs + 1
+        beside_digit = is_digit[before] | is_digit[after]
+        within_word = (kinds[before] == _WORD) & (kinds[after] == _WORD) & (codes[signs] != 45)
+        between_blanks = (codes[before] == 32) & (codes[after] == 32) & ~_begin_lines(codes, signs)
+        kinds[signs[beside_digit | within_word | between_blanks]] = _OPERATOR
     return kinds
 
 
-def _begin_lines(
-    codes: NDArray[np.uint8], places: NDArray[np.int64], only: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_]:
-    """Whether nothing but blanks stands before each place in its line; with `only`, and a blank follows."""
+def _begin_lines(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether nothing but blanks stands before each place in its line: then it is a bullet."""
     solid = np.flatnonzero((codes != 32) & (codes != 9))
     at = np.searchsorted(solid, places)
-    last = codes[solid[np.maximum(at - 1, 0)]]
-    begins: NDArray[np.bool_] = (at == 0) | (last == 10)
-    if only is not None:
-        begins &= only & (codes[places + 1] == 32)
+    begins: NDArray[np.bool_] = (at == 0) | (codes[solid[np.maximum(at - 1, 0)]] == 10)
     return begins
 
 
