@@ -15,17 +15,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llamero.data.asking.addresses import check_url, read_key, show_url
 from llamero.data.asking.cache import AnswerCache, Kept, open_cache
-from llamero.data.asking.client import (
-    Backoff,
-    Client,
-    Completion,
-    Exhausted,
-    QuestionRefused,
-    check_url,
-    read_key,
-    show_url,
-)
+from llamero.data.asking.client import Backoff, Client, Completion, Exhausted, QuestionRefused
 from llamero.data.asking.ledger import Account, check_budget, check_prices, compute_cost
 from llamero.data.asking.ledger import BudgetSpent as BudgetSpent
 from llamero.data.asking.limits import find_pace, share_limits

@@ -1,6 +1,6 @@
 """Whether a manifest's language models can be asked at all: looked at before a record is read, rather than hours later."""
 
-from llamero.data.asking.client import check_url, read_key
+from llamero.data.asking.addresses import check_url, read_key
 from llamero.data.asking.ledger import check_prices
 from llamero.data.errors import DataError
 from llamero.spec.asked import list_language_models, show_path

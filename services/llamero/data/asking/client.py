@@ -1,16 +1,14 @@
 """One OpenAI-compatible endpoint over HTTP: sends a request until it is answered, refused, or tried too often, and says which.
 
-What is asked, what is kept and what it may cost are the Asker's. No message, log line or exception here holds a prompt, an answer or a
-key: endpoints' own error texts repeat prompts, so only their codes are passed on.
+Where an endpoint may be stands in `addresses.py`; what is asked, what is kept and what it may cost are the Asker's. No message, log line or
+exception here holds a prompt, an answer or a key: endpoints' own error texts repeat prompts, so only their codes are passed on.
 """
 
 import asyncio
 import json
 import logging
-import os
 import random
 import re
-import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -18,14 +16,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
+from llamero.data.asking.addresses import Resolver, find_proxy, show_url
 from llamero.data.asking.ledger import Account
 from llamero.data.asking.limits import Pace, estimate_tokens
 from llamero.data.errors import DataError
@@ -43,7 +39,6 @@ _LONGEST_SLEEP_SECONDS = 1.0
 _RETRIED: Final = frozenset({408, 409, 425, 429})
 _REFUSED: Final = frozenset({400, 413, 422})
 _CODE = re.compile(r"\A[a-z][a-z0-9_]{0,63}\Z")
-_LINK_LOCAL = "is a link-local address (a cloud's metadata service)"
 
 T = TypeVar("T")
 
@@ -102,67 +97,6 @@ class Vectors:
 
     vectors: list[list[float]]
     input_tokens: int
-
-
-def check_url(url: str, allow_http: bool) -> None:
-    """Where an endpoint may be: https, or http on this machine or where the manifest allows it. Raises DataError with a sentence."""
-    shown = show_url(url)
-    parts = urlsplit(url)
-    try:
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise DataError(f"The endpoint {shown} has no readable port: mend its `url`.") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise DataError(f"The endpoint {shown} is no http(s) address: give its base as `url`, such as https://host/v1.")
-    if parts.username or parts.password:
-        raise DataError(f"The endpoint {shown} has a name or password in its `url`: put the key into a secretRef.")
-    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
-        raise DataError(
-            f"The endpoint {shown} is not encrypted: prompts and key would be readable on the way. Use https, or set data.allowHttp "
-            "for a server of your own."
-        )
-    if _is_link_local(host):
-        raise DataError(f"The endpoint {shown} {_LINK_LOCAL}: name another.")
-
-
-def show_url(url: str) -> str:
-    """A URL as it may be shown: without credentials and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _is_link_local(host: str) -> bool:
-    try:
-        address = ip_address(host.split("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_link_local
-
-
-class _Resolver(AbstractResolver):
-    """The system's resolver, which gives no link-local address."""
-
-    def __init__(self) -> None:
-        self._inner = aiohttp.ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        if any(_is_link_local(one["host"]) for one in found):
-            raise DataError(f"The endpoint's host {host} {_LINK_LOCAL}: name another.")
-        return found
-
-    async def close(self) -> None:
-        await self._inner.close()
 
 
 class Client:
@@ -317,7 +251,7 @@ class Client:
                 data=json.dumps(self._rename(payload)).encode(),
                 headers=self._headers(),
                 allow_redirects=False,
-                proxy=_find_proxy(parts.scheme, parts.hostname or ""),
+                proxy=find_proxy(parts.scheme, parts.hostname or ""),
             ) as response:
                 content = await _read_body(response)
                 if response.status != HTTPStatus.OK:
@@ -347,7 +281,7 @@ class Client:
             timeout = aiohttp.ClientTimeout(
                 total=self._model.timeout_seconds, sock_connect=min(_CONNECT_SECONDS, self._model.timeout_seconds)
             )
-            connector = aiohttp.TCPConnector(limit=0, resolver=_Resolver(), ttl_dns_cache=60)
+            connector = aiohttp.TCPConnector(limit=0, resolver=Resolver(), ttl_dns_cache=60)
             self._session = aiohttp.ClientSession(
                 timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar()
             )
@@ -492,27 +426,3 @@ def read_retry_after(headers: Any, now: datetime) -> float | None:
 
 def _bound(seconds: float) -> float | None:
     return max(0.0, seconds) if seconds == seconds else None
-
-
-def _find_proxy(scheme: str, host: str) -> str | None:
-    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say of a host; this machine is reached without one."""
-    if _is_loopback(host) or proxy_bypass(host):
-        return None
-    return getproxies().get(scheme)
-
-
-def read_key(model: LanguageModel) -> str | None:
-    """The API key, from the environment variable that the secretRef's key names. Raises DataError where it is not set."""
-    if model.secret_ref is None:
-        return None
-    key = os.environ.get(model.secret_ref.key, "").strip()
-    if not key:
-        raise DataError(
-            f"The key for the endpoint {show_url(model.url)} is missing: set the environment variable {model.secret_ref.key} "
-            f"(on a cluster: key `{model.secret_ref.key}` of the secret {model.secret_ref.name})."
-        )
-    if not key.isascii() or not key.isprintable():
-        raise DataError(
-            f"The key for the endpoint {show_url(model.url)} (secretRef key {model.secret_ref.key}) holds characters that no HTTP header may."
-        )
-    return key

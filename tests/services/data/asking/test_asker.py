@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from services.data.model_server import ModelServer
 
+from llamero.data.asking.addresses import check_url
 from llamero.data.asking.answers import parse_score
 from llamero.data.asking.asker import Asker, Stopped
-from llamero.data.asking.client import check_url
 from llamero.data.asking.questions import Answer, Question, Unanswered
 from llamero.data.errors import DataError
 from llamero.spec.records import Message
