@@ -19,6 +19,7 @@ sys.path[:0] = [str(REPOSITORY / "services")]
 from llamero.data.prepare import plan_data, prepare_data  # noqa: E402
 from llamero.spec.job import FineTuneJobSpec  # noqa: E402
 from llamero.spec.profiles import PROFILES  # noqa: E402
+from llamero.spec.records import RejectionReason  # noqa: E402
 
 SOURCES: dict[str, dict[str, Any]] = {
     "Alpaca": {"uri": "alpaca_data.json", "format": "alpaca"},
@@ -61,7 +62,8 @@ def count_drops(data: Path, source: dict[str, Any], profile: str) -> tuple[int, 
     dropped = Counter(
         f"{row['step']['kind']}: {row['rule']}" for row in rows if row.get("step") and row["step"]["kind"] in KINDS
     )
-    return result.kept + sum(dropped.values()), dropped
+    # Equal records are found after these steps.
+    return result.kept + sum(dropped.values()) + result.rejected.get(RejectionReason.DUPLICATE, 0), dropped
 
 
 def render(columns: dict[str, tuple[int, Counter[str]]]) -> str:
