@@ -38,7 +38,7 @@ def test_titles_become_prompts_and_bodies_answers_in_both_sources(prepared):
         if record["source"] == "questions":
             assert record["meta"].get("prompt", "title") == "title"  # without a body there is nothing to choose
     for record in read(prepared, "train/*.jsonl"):
-        assert record["meta"].get("scores", {}).get("sourceScore", 10) >= 10
+        assert record.get("meta", {}).get("scores", {}).get("sourceScore", 10) >= 10
 
 
 def test_what_is_too_short_or_voted_down_is_rejected_with_its_figures(prepared):
