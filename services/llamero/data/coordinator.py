@@ -20,11 +20,12 @@ from llamero.data.errors import DataError
 from llamero.data.outcome import RawPart, add_accounts, build_result, count_reasons, find_worst_sources
 from llamero.data.pipeline import Pipeline, ShardState, State, Surroundings
 from llamero.data.pool import TaskRunner
+from llamero.data.reading import build_read_task
 from llamero.data.segments import Segment, find_named, plan_data_steps, rename_files, split_steps
 from llamero.data.selection import threshold_of
 from llamero.data.shards import Shard
 from llamero.data.shared import SharedFiles, copy_named, name_copy, remove_file
-from llamero.data.sources import DataPlan, SourceFile, secret_variable
+from llamero.data.sources import DataPlan, SourceFile
 from llamero.data.steps.registry import describe_missing, find_missing
 from llamero.data.taskfiles import (
     ARMS_FOLDER,
@@ -317,14 +318,10 @@ class Coordinator:
         if source.generate is not None:
             return self._generate_task(file)
         task = {"format": source.format.value, "name": file.name, "shardRecords": self.spec.data.shard_records}
-        return task | {
+        return {
+            **task,
+            **build_read_task(file, source, self.spec.data.allow_http),
             "task": "read",
-            "uri": file.uri,
-            "secret": secret_variable(source),
-            "allowHttp": self.spec.data.allow_http,
-            "fingerprint": file.fingerprint,
-            "stamp": file.stamp,
-            "members": [[m.uri, m.name, m.fingerprint, m.stamp] for m in file.members],
             "folder": self.dispatch.name_folder("raw", task | {"content": file.fingerprint}, is_kept=True),
         }
 

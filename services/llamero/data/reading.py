@@ -11,9 +11,23 @@ from typing import Any
 from llamero.data.archives import is_archive, read_members
 from llamero.data.readers import READERS, Reader
 from llamero.data.rows import BrokenRow, Row
-from llamero.data.sources import read_secret
-from llamero.spec.job import DataFormat
+from llamero.data.sources import SourceFile, read_secret, secret_variable
+from llamero.spec.job import DataFormat, DataSource
 from llamero.storage import Refused, fingerprint_uri, open_uri, stamp_uri
+
+
+def build_read_task(file: SourceFile, source: DataSource, allow_http: bool) -> dict[str, Any]:
+    """What `read_task_rows` is told of a source's file; the token itself never stands in a task."""
+    return {
+        "uri": file.uri,
+        "name": file.name,
+        "format": source.format.value,
+        "secret": secret_variable(source),
+        "allowHttp": allow_http,
+        "fingerprint": file.fingerprint,
+        "stamp": file.stamp,
+        "members": [[m.uri, m.name, m.fingerprint, m.stamp] for m in file.members],
+    }
 
 
 def read_task_rows(task: Mapping[str, Any], scratch: Path) -> Iterator[Row]:

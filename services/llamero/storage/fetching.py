@@ -333,10 +333,9 @@ def _connect(target: SplitResult, policy: FetchPolicy) -> socket.socket:
         fault = find_fault(address, policy.allow_http)
         if fault is not None:
             where = "" if address == host else f" leads to {address}, which"
-            raise Refused(
-                f"{shown}: {host}{where} {fault}. Nothing is fetched from there"
-                + ("." if policy.allow_http else "; for a server of your own set data.allowHttp.")
-            )
+            may_be_own = not policy.allow_http and find_fault(address, True) is None
+            hint = "; for a server of your own set data.allowHttp." if may_be_own else "."
+            raise Refused(f"{shown}: {host}{where} {fault}. Nothing is fetched from there{hint}")
     last: Exception | None = None
     for address in addresses:
         try:

@@ -459,3 +459,14 @@ def test_a_job_reads_an_archive_as_its_files_and_tells_of_each_record_where_it_s
         ("x.tgz/b.jsonl", 1, "duplicate"),
         ("x.tgz/../c.jsonl", 1, "malformed"),
     ]
+
+
+def test_seeds_in_many_small_files_and_in_an_archive_are_read_like_any_source(tmp_path: Path) -> None:
+    from llamero.data.generating.seeds import read_seeds
+
+    for number in range(100):
+        (tmp_path / f"{number:03d}.jsonl").write_bytes(line(number))
+    assert len(read_seeds(DataSource(uri=str(tmp_path), format="alpaca"))) == 100
+    (tmp_path / "in").mkdir()
+    archive = make_zip(tmp_path / "in" / "seeds.zip", {"a.jsonl": LINES})
+    assert len(read_seeds(DataSource(uri=str(archive), format="alpaca"))) == 200

@@ -11,10 +11,10 @@ from llamero.data.errors import DataError
 from llamero.data.readers import READERS, RowError
 from llamero.data.readers.draft import Draft
 from llamero.data.readers.seed_tasks import INSTANCES, parse_seed_task
+from llamero.data.reading import build_read_task, read_task_rows
 from llamero.data.rows import BrokenRow, Row
-from llamero.data.sources import find_files, read_secret, secret_variable
+from llamero.data.sources import find_files
 from llamero.spec.job import DataSource
-from llamero.storage import open_uri
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,10 @@ def read_seeds(source: DataSource, allow_http: bool = False) -> list[Task]:
     """The tasks of all files that the source's `uri` names, in their order, an instruction once. Raises DataError with the place."""
     plain = source.model_copy(update={"generate": None})
     seeds: dict[str, Task] = {}
-    token = read_secret(secret_variable(source))
     for file in find_files([plain], allow_http):
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            open_uri(file.uri, token, allow_http=allow_http) as stream,
-        ):
-            for row in READERS[source.format].read_rows(stream, file.name, Path(scratch) / "rows"):
-                task = _read_seed(row, plain, file.name)
+        with tempfile.TemporaryDirectory() as scratch:
+            for row in read_task_rows(build_read_task(file, plain, allow_http), Path(scratch) / "rows"):
+                task = _read_seed(row, plain, row.file or file.name)
                 seeds.setdefault(task.instruction, task)
     if not seeds:
         raise DataError(
