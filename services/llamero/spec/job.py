@@ -87,7 +87,7 @@ class DataSource(SpecModel):
     name: Name | None = Field(None, description="How reports call it; by default made from the file's name.")
     uri: Uri = Field(
         description="A file, a folder or a glob: a local path (relative to the manifest), `https://`, `s3://`, `gs://` or `hf://`. "
-        "`.gz`, `.bz2`, `.xz` and `.zst` are read as they are."
+        "`.gz`, `.bz2`, `.xz` and `.zst` are read as they are, `.zip` and `.tar` archives as the files in them."
     )
     format: DataFormat = Field(
         description="alpaca (instruction, input, output), sharegpt (conversations of from/value), messages (role/content), "
@@ -162,7 +162,8 @@ class DataSpec(SpecModel):
         default_factory=list, description="Sources whose `terms` hold one of these texts are refused."
     )
     allow_http: bool = Field(
-        False, description="Fetch `http://` sources too, and from private addresses: for servers of one's own."
+        False,
+        description="Fetch `http://` files too, and from private addresses: for servers of one's own. Metadata services never.",
     )
     evaluation_fraction: float = Field(
         0.05, ge=0, le=0.5, description="Share of records held out, decided by content hash: stable when data grows."
