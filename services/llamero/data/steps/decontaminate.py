@@ -332,15 +332,13 @@ def _only_training(records: Iterable[Seen]) -> Iterator[_Training]:
 
 
 class _Matching:
-    """Looks batches of training records up in the gathered tables, which are mapped."""
+    """Looks batches of training records up in the gathered tables, one mapped at a time: what stays mapped stays in memory."""
 
     def __init__(self, task: Task, files: SharedFiles) -> None:
         self._options = DecontaminateStep.model_validate(task["options"])
         self._batches = task["batches"]
         self._files = files
-        self._hashes = [_map(uri, HASHES_FILE, files) for uri in task["gathered"]]
-        self._firsts = [_map(uri, FIRSTS_FILE, files) for uri in task["gathered"]]
-        self._prefixes = [_map(uri, PREFIXES_FILE, files) for uri in task["gathered"]]
+        self._gathered = task["gathered"]
 
     def find_drops(self, batch: Sequence[_Training]) -> list[SetDrop]:
         found = self._find_overlaps(batch)
@@ -394,10 +392,11 @@ class _Matching:
     def _look_up(self, runs: Runs) -> NDArray[np.int64]:
         """The first evaluation record with each run, -1 where there is none."""
         evaluations = np.full(len(runs.hashes), -1, np.int64)
-        for hashes, firsts in zip(self._hashes, self._firsts, strict=True):
-            places = look_up(runs.hashes, hashes)
+        for uri in self._gathered:
+            places = look_up(runs.hashes, _map(uri, HASHES_FILE, self._files))
             hit = places >= 0
-            evaluations[hit] = firsts[places[hit]].astype(np.int64)
+            if hit.any():
+                evaluations[hit] = _map(uri, FIRSTS_FILE, self._files)[places[hit]].astype(np.int64)
         return evaluations
 
     def _find_alike(self, batch: Sequence[_Training]) -> dict[int, tuple[int, float]]:
@@ -406,8 +405,8 @@ class _Matching:
         sets = _find_sets([training.whole for training in batch], options)
         values, members = find_prefixes(sets, options.max_jaccard)
         pairs = []
-        for table in self._prefixes:
-            positions, records = look_up_all(values, table)
+        for uri in self._gathered:
+            positions, records = look_up_all(values, _map(uri, PREFIXES_FILE, self._files))
             pairs.append(np.stack([members[positions], records.astype(np.int64)], axis=1))
         wanted = np.unique(np.concatenate(pairs), axis=0)
         found: dict[int, tuple[int, float]] = {}

@@ -5,7 +5,7 @@ part of it: a range of band keys, a batch of pairs, the clusters of some hundred
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from llamero.data.errors import DataError
 from llamero.data.near import build_sets, sketch_keys
 from llamero.data.near.choosing import choose_kept, complete_edges, compress, connect
 from llamero.data.near.pairs import Pairs, Similarities, drop_repeated, may_be_similar, measure_jaccard, pair_up
-from llamero.data.near.sketch import ShingleSets, spread_ranges
+from llamero.data.near.sketch import ShingleSets
 from llamero.data.near.words import Hashes
 from llamero.data.rouge import measure_rouge, split_words
 from llamero.data.shared import SharedFiles
@@ -285,16 +285,13 @@ def _drop_repeated(pairs: NDArray) -> NDArray:
     return pairs[is_new]
 
 
-@dataclass
 class _Sketches:
-    """All shards' sketches, mapped when they are first needed; records are numbered through."""
+    """All shards' sketches; records are numbered through. What is scattered is read, not mapped: maps would gather page upon page."""
 
-    task: Task
-    files: SharedFiles
-    _mapped: dict[tuple[int, str], NDArray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._offsets = _find_offsets(self.task["counts"])
+    def __init__(self, task: Task, files: SharedFiles) -> None:
+        self._uris = task["sketches"]
+        self._files = files
+        self._offsets = _find_offsets(task["counts"])
 
     def locate(self, records: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of each record its shard's position and its place in there."""
@@ -304,48 +301,50 @@ class _Sketches:
     def read_rows(self, records: NDArray[np.int64]) -> NDArray:
         """The records' rows [n] of ROW_DTYPE; `records` ascending."""
         shards, places = self.locate(records)
-        parts = [self._map(shard, ROWS_FILE)[places[shards == shard]] for shard in np.unique(shards).tolist()]
-        return np.concatenate([np.zeros(0, ROW_DTYPE), *parts])
+        parts = [np.zeros(0, ROW_DTYPE)]
+        for shard in np.unique(shards).tolist():
+            table = np.load(self._find(shard, ROWS_FILE), mmap_mode="r", allow_pickle=False)
+            parts.append(np.array(table[places[shards == shard]]))
+        return np.concatenate(parts)
 
     def measure(self, pairs: Pairs, options: NearDuplicatesStep) -> Similarities:
         """How similar the two records of each pair are."""
         records, local = np.unique(pairs, return_inverse=True)
         local = local.reshape(pairs.shape)
         if options.verify == "rouge-l":
-            measured = measure_rouge(self._read_prompts(records), local, options.threshold)
-        else:
-            measured = measure_jaccard(self._read_sets(records), local)
-        self._mapped.clear()  # what stays mapped stays in memory, a page for each record
-        return measured
+            return measure_rouge(self._read_prompts(records), local, options.threshold)
+        return measure_jaccard(self._read_sets(records), local)
 
     def _read_sets(self, records: NDArray[np.int64]) -> ShingleSets:
         rows = self.read_rows(records)
-        counts = (rows["stop"] - rows["start"]).astype(np.int64)
-        parts = self._gather(records, VALUES_FILE, rows["start"].astype(np.int64), counts)
-        values = np.concatenate([np.zeros(0, np.uint64), *parts])
-        return ShingleSets(values, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
+        parts = self._read_ranges(records, VALUES_FILE, rows["start"], rows["stop"])
+        sizes = (rows["stop"] - rows["start"]).astype(np.int64)
+        return ShingleSets(
+            np.frombuffer(b"".join(parts), np.uint64), np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        )
 
     def _read_prompts(self, records: NDArray[np.int64]) -> list[str]:
         rows = self.read_rows(records)
-        counts = (rows["prompt_stop"] - rows["prompt_start"]).astype(np.int64)
-        parts = self._gather(records, PROMPTS_FILE, rows["prompt_start"].astype(np.int64), counts)
-        data = np.concatenate([np.zeros(0, np.uint8), *parts]).tobytes()
-        ends = np.cumsum(counts).tolist()
-        return [data[end - count : end].decode() for end, count in zip(ends, counts.tolist(), strict=True)]
+        parts = self._read_ranges(records, PROMPTS_FILE, rows["prompt_start"], rows["prompt_stop"])
+        return [part.decode() for part in parts]
 
-    def _gather(
-        self, records: NDArray[np.int64], name: str, starts: NDArray[np.int64], counts: NDArray[np.int64]
-    ) -> Iterator[NDArray]:
+    def _read_ranges(
+        self, records: NDArray[np.int64], name: str, starts: NDArray[np.uint64], stops: NDArray[np.uint64]
+    ) -> Iterator[bytes]:
+        """The bytes of each record's range in its shard's file."""
         shards, _ = self.locate(records)
         for shard in np.unique(shards).tolist():
             mine = shards == shard
-            yield self._map(shard, name)[spread_ranges(starts[mine], counts[mine])]
+            with self._find(shard, name).open("rb") as stream:
+                np.lib.format.read_magic(stream)
+                _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                begin = stream.tell()
+                for start, stop in zip(starts[mine].tolist(), stops[mine].tolist(), strict=True):
+                    stream.seek(begin + start * dtype.itemsize)
+                    yield stream.read((stop - start) * dtype.itemsize)
 
-    def _map(self, shard: int, name: str) -> NDArray:
-        if (shard, name) not in self._mapped:
-            path = self.files.fetch(self.task["sketches"][shard], [name]) / name
-            self._mapped[shard, name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return self._mapped[shard, name]
+    def _find(self, shard: int, name: str) -> Path:
+        return self._files.fetch(self._uris[shard], [name]) / name
 
 
 def connect_edges(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict[str, Any]:
