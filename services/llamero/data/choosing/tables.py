@@ -5,6 +5,7 @@ must be by the hash of its content, so that neither shards nor order of arrival 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from llamero.data.steps.view import (
     Round,
     Seen,
     SetContext,
+    SetTask,
     Task,
     View,
     read_view,
@@ -39,6 +41,20 @@ UNSCORED = "unscored"
 """The rule by which a record is dropped that lacks a score that is chosen by."""
 
 _REPORT_EVERY = 500
+
+
+def on_one_thread(task: SetTask) -> SetTask:
+    """The task with matrix products on one thread: the other cores have workers of their own, and how a product is shared out over threads
+    changes its last bits."""
+
+    @wraps(task)
+    def limited(options: Task, folder: Path, files: SharedFiles, report: Report) -> dict[str, Any]:
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+        with threadpool_limits(1, user_api="blas"):
+            return task(options, folder, files, report)
+
+    return limited
 
 
 def read_training(view: View, files: SharedFiles, report: Report) -> Iterator[Seen]:

@@ -19,6 +19,7 @@ from llamero.data.choosing.tables import (
     gather,
     list_round,
     list_scores,
+    on_one_thread,
     order_by,
     read_array,
     require_scores,
@@ -115,4 +116,4 @@ def choose(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict
     return save_drops(folder, places[gone], _RULES, verdicts[gone], shown, limits, others[gone])
 
 
-TASKS: Final[dict[str, SetTask]] = {"list": list_scores, "compare": compare, "choose": choose}
+TASKS: Final[dict[str, SetTask]] = {"list": list_scores, "compare": on_one_thread(compare), "choose": choose}

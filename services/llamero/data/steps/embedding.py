@@ -20,6 +20,7 @@ from llamero.data.choosing.tables import (
     VALUES_FILE,
     list_scores,
     make_place,
+    on_one_thread,
     read_array,
     read_training,
     save_places,
@@ -225,12 +226,12 @@ def _encode_locally(
 
 TASKS: Final[dict[str, SetTask]] = {
     "count": count,
-    "project": project,
-    "apply": apply,
-    "encode": encode,
-    "cluster": parts.cluster,
-    "split": parts.split,
-    "label": parts.label,
-    "neighbours": neighbours,
+    "project": on_one_thread(project),
+    "apply": on_one_thread(apply),
+    "encode": on_one_thread(encode),
+    "cluster": on_one_thread(parts.cluster),
+    "split": on_one_thread(parts.split),
+    "label": on_one_thread(parts.label),
+    "neighbours": on_one_thread(neighbours),
     "list": list_scores,
 }

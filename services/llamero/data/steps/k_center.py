@@ -18,6 +18,7 @@ from llamero.data.choosing.tables import (
     VALUES_FILE,
     count_wanted,
     gather,
+    on_one_thread,
     read_array,
     save_drops,
     save_places,
@@ -116,4 +117,4 @@ def _is_in(places: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.isin(keys, wanted)
 
 
-TASKS: Final[dict[str, SetTask]] = {"offer": offer, "merge": merge, "drop": drop}
+TASKS: Final[dict[str, SetTask]] = {"offer": on_one_thread(offer), "merge": merge, "drop": on_one_thread(drop)}
