@@ -49,7 +49,7 @@ def on_one_thread(task: SetTask) -> SetTask:
 
     @wraps(task)
     def limited(options: Task, folder: Path, files: SharedFiles, report: Report) -> dict[str, Any]:
-        from threadpoolctl import threadpool_limits  # comes with scikit-learn
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
         with threadpool_limits(1, user_api="blas"):
             return task(options, folder, files, report)
