@@ -77,7 +77,7 @@ def _judge_mark(mark: Mark, figures: dict[str, Summary]) -> dict[str, Any]:
         value = mark.read(figures)
     except (KeyError, TypeError, ZeroDivisionError):
         return {"value": None, "mark": mark.bound, "met": False}
-    return {"value": round(value, 4), "mark": mark.bound, "met": mark.is_met(value)}
+    return {"value": round(value, 5), "mark": mark.bound, "met": mark.is_met(value)}
 
 
 def render_table(part: Part, summaries: Sequence[Summary]) -> str:
@@ -97,7 +97,7 @@ def render_table(part: Part, summaries: Sequence[Summary]) -> str:
 
 
 def _is_short(value: Any) -> bool:
-    return isinstance(value, int | float | str) or (isinstance(value, list) and len(value) <= 5)
+    return isinstance(value, int | float | str)
 
 
 def _show(value: Any) -> str:

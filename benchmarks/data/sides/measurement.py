@@ -68,9 +68,10 @@ def read_cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def read_peak() -> int:
-    """Bytes of the largest of this process and its children."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
+def read_peak(of_children: bool) -> int:
+    """Bytes of the largest of this process's children that have ended (0 where there were none), or of this process."""
+    who = resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF
+    return resource.getrusage(who).ru_maxrss * 1024
 
 
 def write_rows(path: Path, rows: list[Any]) -> None:
@@ -84,5 +85,5 @@ def run_side(measure: Callable[[Job, Figures], None]) -> None:
     job = Job(**json.loads(Path(sys.argv[1]).read_text()))
     figures = Figures()
     measure(job, figures)
-    figures.peak_rss_bytes = figures.peak_rss_bytes or read_peak()
+    figures.peak_rss_bytes = figures.peak_rss_bytes or max(read_peak(True), read_peak(False))
     (job.folder / "figures.json").write_text(json.dumps(asdict(figures)))

@@ -1,12 +1,13 @@
 """The default recipe by llamero, from a file of records to the finished folder, in `options.workers` worker processes.
 
 No base model: lengths are counted in words and nothing is tokenised, as the peers do not either. The clock holds the start of the workers.
+Memory is that of the largest worker; the coordinator's, this process with all that it imported, is told apart.
 """
 
 import shutil
 from pathlib import Path
 
-from measurement import Figures, Job, run_side
+from measurement import Figures, Job, read_peak, run_side
 
 from llamero.data.prepare import plan_data, prepare_data
 from llamero.spec.job import FineTuneJobSpec
@@ -30,7 +31,11 @@ def measure_with(job: Job, figures: Figures, workers: int) -> None:
         plan = plan_data(spec)
         result = prepare_data(spec, plan, None, output, cache, lambda progress: None, workers)
     figures.documents = job.size
-    figures.found = {"kept": result.kept, "read": result.read, "rejected": result.rejected}
+    worker, coordinator = read_peak(of_children=True), read_peak(of_children=False)
+    figures.peak_rss_bytes = worker or coordinator
+    figures.found = {
+        "kept": result.kept, "read": result.read, "rejected": result.rejected, "coordinator_mib": coordinator / 2**20,
+    }  # fmt: skip
     shutil.rmtree(output, ignore_errors=True)
     shutil.rmtree(cache, ignore_errors=True)
 
