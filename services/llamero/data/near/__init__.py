@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from llamero.data.near.choosing import choose_kept, complete_edges, connect
 from llamero.data.near.pairs import Pairs, Similarities, drop_repeated, may_be_similar, measure_jaccard, pair_up
-from llamero.data.near.sketch import ShingleSets, build_keys, build_shingles, choose_bands, collect_sets, sketch_sets
-from llamero.data.near.words import Hashes, hash_words, mix
+from llamero.data.near.sketch import (
+    ShingleSets,
+    build_keys,
+    build_shingles,
+    choose_bands,
+    collect_sets,
+    shorten,
+    sketch_sets,
+)
+from llamero.data.near.words import Hashes, Offsets, hash_words, mix
 from llamero.data.rouge import least_jaccard, measure_rouge
 from llamero.spec.steps import NearDuplicatesStep
 
@@ -43,11 +51,14 @@ def find_near_duplicates(texts: Sequence[str], options: NearDuplicatesStep | Non
     """The near duplicates among texts. Of a cluster the longest stays, or the first with `keep: first`; `field` plays no part."""
     options = options or NearDuplicatesStep()
     clock = [time.perf_counter()]
-    sets, numbers = build_sets(texts, options.ngram)
-    keys = sketch_keys(sets, numbers, options)
+    words = hash_words(texts)
+    shingles, offsets = build_shingles(words, options.ngram)
+    # A sketch is the same with repeated shingles: sets are only needed by the verification.
+    keys = sketch_keys(ShingleSets(shorten(shingles), offsets), words.numbers, options)
     clock.append(time.perf_counter())
-    candidates = _find_candidates(sets, keys)
+    candidates = _find_candidates(offsets, keys)
     clock.append(time.perf_counter())
+    sets = collect_sets(shingles, offsets)
     if options.verify == "jaccard":
         pairs = candidates[may_be_similar(sets.sizes, candidates, options.threshold)]
         similarities = measure_jaccard(sets, pairs)
@@ -76,11 +87,11 @@ def sketch_keys(sets: ShingleSets, numbers: Hashes, options: NearDuplicatesStep)
     return build_keys(sketch_sets(sets, bands.count * bands.rows), bands, numbers)
 
 
-def _find_candidates(sets: ShingleSets, keys: Hashes) -> Pairs:
-    filled = np.flatnonzero(sets.sizes)
+def _find_candidates(offsets: Offsets, keys: Hashes) -> Pairs:
+    filled = np.flatnonzero(np.diff(offsets))
     ties = mix(filled.astype(np.uint64))
     parts = [filled[pair_up(band[filled], ties)] for band in keys]
-    return drop_repeated(np.concatenate(parts), len(sets.offsets) - 1)
+    return drop_repeated(np.concatenate(parts), len(offsets) - 1)
 
 
 def _choose(

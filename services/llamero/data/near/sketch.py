@@ -81,13 +81,18 @@ def spread_ranges(starts: Offsets, counts: Offsets) -> NDArray[np.int64]:
     return np.arange(total) + np.repeat(starts - (ends - counts), counts)
 
 
+def shorten(shingles: Hashes) -> Hashes:
+    """The 52 bits of each that sets hold."""
+    return shingles >> np.uint64(_LOCAL_BITS)
+
+
 def collect_sets(shingles: Hashes, offsets: Offsets) -> ShingleSets:
     """The shingles of each text once, sorted."""
     parts: list[Hashes] = []
     sizes: list[NDArray[np.int64]] = []
     for first in range(0, len(offsets) - 1, _LOCAL):
         bounds = offsets[first : first + _LOCAL + 1]
-        values = shingles[bounds[0] : bounds[-1]] >> np.uint64(_LOCAL_BITS)
+        values = shorten(shingles[bounds[0] : bounds[-1]])
         local = np.repeat(np.arange(len(bounds) - 1, dtype=np.uint64), np.diff(bounds))
         values |= local << np.uint64(64 - _LOCAL_BITS)
         values.sort()
