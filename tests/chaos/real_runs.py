@@ -39,6 +39,7 @@ def build_manifest(name: str, data: Path) -> dict[str, Any]:
             "baseModel": {"uri": str(REPOSITORY / "examples" / "tiny-base")},
             "data": {
                 "sources": [{"name": "things", "uri": str(data), "format": "alpaca"}],
+                "steps": [],
                 "workers": 2,
                 "shardRecords": 30,
                 "evaluationFraction": 0.1,

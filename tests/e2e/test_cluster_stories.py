@@ -57,6 +57,7 @@ def build_manifest(repository: Path, name: str, data: Path, **overrides: Any) ->
         "baseModel": {"uri": str(repository / "examples" / "tiny-base")},
         "data": {
             "sources": [{"name": "things", "uri": str(data), "format": "alpaca", "license": "CC0-1.0"}],
+            "steps": [],
             "workers": 2,
             "shardRecords": 30,
             "evaluationFraction": 0.1,

@@ -193,7 +193,7 @@ def test_a_second_start_reuses_everything_and_says_so_and_ctrl_c_ends_every_proc
 def small_manifest(repository: Path, folder: Path, **changes: Any) -> Path:
     spec = {
         "baseModel": {"uri": str(repository / "examples" / "tiny-base")},
-        "data": {"sources": [{"uri": "data.json", "format": "alpaca"}], "evaluationFraction": 0.2},
+        "data": {"sources": [{"uri": "data.json", "format": "alpaca"}], "steps": [], "evaluationFraction": 0.2},
         "training": {"maxSteps": 3, "sequenceLength": 128},
         "evaluation": {"maxNewTokens": 8, "promptSets": [{"prompts": ["Hello?"]}]},
         "rollout": {"engine": "cpu"},
