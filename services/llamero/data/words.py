@@ -30,6 +30,7 @@ _OPERATORS = "+-*/=<>^%|:~×÷±≤≥≈≠−·"
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _SEPARATOR = "\n"
 _QUOTES = (0x27, 0x2019)
+_LATIN, _ALL = 0x100, 0x110000
 _LAST_WITH_KIND = 0x20000  # beyond are ideographs, letters that need no look, and planes without characters
 
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -37,11 +38,11 @@ _MIX: Final = np.uint64(0xBF58476D1CE4E5B9)
 _SHIFT: Final = np.uint64(31)
 
 
-@lru_cache(1)
-def _kinds() -> NDArray[np.uint8]:
-    """The bits of every character."""
-    letters = np.arange(0x110000, dtype=np.uint32).view("<U1")
-    kinds = np.full(0x110000, INK, dtype=np.uint8)
+@lru_cache(2)
+def _find_kinds(count: int) -> NDArray[np.uint8]:
+    """The bits of the first so many characters."""
+    letters = np.arange(count, dtype=np.uint32).view("<U1")
+    kinds = np.full(count, INK, dtype=np.uint8)
     alphabetic, alphanumeric, digits = (
         np.strings.isalpha(letters),
         np.strings.isalnum(letters),
@@ -60,14 +61,10 @@ def _kinds() -> NDArray[np.uint8]:
             kinds[code] |= MARK
     for characters, bit in ((_LINE_ENDS, LINE_END), (_OPERATORS, OPERATOR)):
         for character in characters:
-            kinds[ord(character)] |= bit
+            if ord(character) < count:
+                kinds[ord(character)] |= bit
     kinds[0] = INK | MARK
     return kinds
-
-
-@lru_cache(1)
-def _ascii_kinds() -> NDArray[np.uint8]:
-    return np.ascontiguousarray(_kinds()[:256])
 
 
 @lru_cache(4)
@@ -110,8 +107,9 @@ class Texts:
     @cached_property
     def kinds(self) -> NDArray[np.uint8]:
         """The bits of each character."""
-        table = _ascii_kinds() if self.characters.dtype == np.uint8 else _kinds()
-        return table.take(self.characters)
+        # The table of all characters takes a while to make, and most texts never ask for it.
+        count = _LATIN if self.characters.dtype == np.uint8 else _ALL
+        return _find_kinds(count).take(self.characters)
 
     @cached_property
     def _prefixes(self) -> Hashes:

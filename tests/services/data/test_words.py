@@ -160,3 +160,9 @@ def test_code_and_maths_are_left_out(text: str, left: str) -> None:
 
 def test_maths_stay_where_only_code_is_left_out() -> None:
     assert strip_code("So $x^2$ and `y`.") == "So $x^2$ and ."
+
+
+def test_a_character_is_of_the_same_kind_in_both_tables() -> None:
+    latin = "".join(map(chr, range(256)))
+    alone, with_others = join_texts([latin]).kinds, join_texts([latin, "中"]).kinds
+    assert (alone == with_others[:256]).all()
