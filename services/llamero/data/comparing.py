@@ -1,6 +1,7 @@
 """Two versions of data side by side: what was added, removed and changed, by content hash.
 
-Only hashes are held: measured, 130 bytes a record of both sides together, sorting included; examples are found in a second pass. Two different records share a 64-bit hash in one of 100,000 comparisons of 10 million records.
+Only hashes are held: measured, 130 bytes a record of both sides together, sorting included; examples are found in a second pass.
+Two different records share a 64-bit hash in one of 100,000 comparisons of 10 million records.
 """
 
 from collections.abc import Callable, Iterable, Iterator

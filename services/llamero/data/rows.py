@@ -147,21 +147,23 @@ def show_bytes(data: bytes) -> str:
 
 _PACKED = {
     b"\x1f\x8b\x08": "gz",
-    b"BZh": "bz2",
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zst",
     b"PK\x03\x04": "zip",
     b"7z\xbc\xaf": "7z",
 }
+_LEAST_SAMPLE_BYTES = 512
 _UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 def _find_fault(head: bytes) -> str:
     """Why a file that begins so holds no text at all; empty where it does."""
     packing = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+    if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
+        packing = "bz2"
     if packing is not None:
         return f"The file is packed, though its name does not say so: rename it to end in .{packing}."
-    if b"\0" in head[:4096] and head.count(b"\0", 0, 4096) * 10 > len(head[:4096]):
+    if len(head) >= _LEAST_SAMPLE_BYTES and head.count(b"\0", 0, 4096) * 10 > len(head[:4096]):
         return "The file is no text: it is full of NUL bytes."
     return ""
 
