@@ -393,7 +393,8 @@ def store(base: Path) -> Iterator[str]:
 def test_workers_that_share_no_disk_share_an_object_store(job, base, tmp_path, spool, store, doom):
     import boto3
 
-    job = job.model_copy(update={"data": job.data.model_copy(update={"shard_records": 400})})  # each task is many requests
+    # Each task is many requests: a few large ones.
+    job = job.model_copy(update={"data": job.data.model_copy(update={"shard_records": 400})})
     alone = prepare(job, base, tmp_path, InlineRunner(), "alone")
     spool.start(1)
     spool.start(1, doom=doom)

@@ -10,10 +10,10 @@ from llamero.data.selection import (
     SelectionRule,
     Verdict,
     distinct_orders,
-    settle,
     mix,
     order_for_caps,
     select_smallest,
+    settle,
     slice_partition,
     threshold_of,
 )
