@@ -127,7 +127,7 @@ PARTS: Final = (
         ),
     ),
     Part(
-        "scale", "The default recipe on copies in shifted letters, two workers",
+        "scale", "The default recipe on shifted copies, two workers",
         (Side("recipe_llamero", OWN, "llamero"),),
         "copies", LARGE, (3_000, 6_000), rounds=1, options={"workers": 2},
         marks=(

@@ -1,15 +1,18 @@
-"""The curves of all parts as one SVG: seconds over size for each side, both axes logarithmic, a small chart a part."""
+"""The curves of all parts as one SVG: what a document costs at each size, by side, both axes logarithmic, a small chart a part.
+
+A level line is a cost that grows with the data and no faster.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from parts import Part
+from parts import OWN, Part
 
 COLUMNS, WIDTH, HEIGHT = 2, 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 150, 40, 36
-COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#8d6a9f")
+COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#8d6a9f")  # llamero's first
 
 
 def draw_curves(parts: Sequence[Part], measured: Sequence[Mapping[str, Any]]) -> str:
@@ -24,34 +27,33 @@ def draw_curves(parts: Sequence[Part], measured: Sequence[Mapping[str, Any]]) ->
     width, height = COLUMNS * WIDTH, rows * HEIGHT
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="11" role="img"><title>Seconds over size, by part and side</title>'
+        f'font-family="system-ui, sans-serif" font-size="11" role="img"><title>Milliseconds a document over size, by part and side</title>'
         f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(charts)}</svg>\n'
     )
 
 
 def draw_chart(part: Part, summaries: Sequence[Mapping[str, Any]]) -> str:
-    """One part: lines of seconds over size, a dot a size, a label at each line's end."""
+    """One part: lines of milliseconds a document over size, a dot a size, a label at each line's end."""
     sizes = [summary["size"] for summary in summaries]
-    seconds = [max(summary["wall_seconds"], 1e-4) for summary in summaries]
+    costs = [find_cost(summary) for summary in summaries]
     across = Axis(min(sizes), max(sizes), LEFT, WIDTH - RIGHT)
-    up = Axis(min(seconds), max(seconds), HEIGHT - BOTTOM, TOP)
+    up = Axis(min(costs), max(costs), HEIGHT - BOTTOM, TOP)
     drawn = [f'<text x="8" y="18" font-size="13" font-weight="600" fill="#222">{escape(part.title)}</text>']
     for value in up.ticks():
         y = up(value)
         drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{value:g} s</text>')
+        drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{value:g} ms</text>')
     for value in dict.fromkeys((min(sizes), max(sizes))):
         drawn.append(
             f'<text x="{across(value):.1f}" y="{HEIGHT - 16}" text-anchor="middle" fill="#555">{value:,}</text>'
         )
     labels: list[float] = []
-    for number, side in enumerate(part.sides):
-        points = [
-            (across(row["size"]), up(max(row["wall_seconds"], 1e-4))) for row in summaries if row["side"] == side.file
-        ]
+    colours = iter(COLOURS[1:])
+    for side in part.sides:
+        points = [(across(row["size"]), up(find_cost(row))) for row in summaries if row["side"] == side.file]
         if not points:
             continue
-        colour = COLOURS[number % len(COLOURS)]
+        colour = COLOURS[0] if side.environment == OWN and side.label.startswith("llamero") else next(colours)
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
@@ -61,6 +63,11 @@ def draw_chart(part: Part, summaries: Sequence[Mapping[str, Any]]) -> str:
         labels.append(y)
         drawn.append(f'<text x="{points[-1][0] + 8:.1f}" y="{y + 4:.1f}" fill="{colour}">{escape(side.label)}</text>')
     return "".join(drawn)
+
+
+def find_cost(summary: Mapping[str, Any]) -> float:
+    """Milliseconds a document."""
+    return 1000 / max(summary["rate"], 1e-6)
 
 
 class Axis:
