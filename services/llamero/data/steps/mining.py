@@ -38,10 +38,11 @@ class _Mining:
 
 def choose(task: Task, folder: Path, files: SharedFiles, report: Report) -> dict[str, Any]:
     """Drop all but the records with the lowest sums; the sum is rounded to 9 digits."""
-    places, values, _ = load_indicators(task["indicators"], files)
+    places, values = load_indicators(task["indicators"], files)[:2]
     sums = np.full(len(places), float(task["intercept"]))
     for column, coefficient in enumerate(task["coefficients"]):
         sums += coefficient * values[:, column]
+    del values  # with millions of records each column counts
     sums = np.round(sums, 9)
     wanted, rule = count_wanted(len(places), task["fraction"], task["records"])
     kept = keep_first(sums, places, wanted)
