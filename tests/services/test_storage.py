@@ -72,7 +72,11 @@ def test_a_file_is_read_over_http_and_its_fingerprint_follows_its_content(websit
 
 
 def test_what_is_not_there_is_told_by_name(tmp_path: Path, website: tuple[str, Path]) -> None:
-    for action in (open_uri(str(tmp_path / "none")), open_uri(f"{website[0]}/none", allow_http=True), open_uri(str(tmp_path))):
+    for action in (
+        open_uri(str(tmp_path / "none")),
+        open_uri(f"{website[0]}/none", allow_http=True),
+        open_uri(str(tmp_path)),
+    ):
         with pytest.raises(StorageError, match=r"none|folder"), action:
             pass
     with pytest.raises(StorageError, match="none does not exist"):
