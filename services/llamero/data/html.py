@@ -9,6 +9,18 @@ from collections.abc import Callable, Iterator
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from llamero.data.markdown import (
+    BREAK,
+    indent_lines,
+    join_breaks,
+    mark_link,
+    quote_code,
+    render_fence,
+    trim_lines,
+    wrap_marks,
+)
+from llamero.data.plainhtml import convert_plain_html
+
 
 def _words(text: str) -> list[str]:
     return text.split()
@@ -56,11 +68,6 @@ _TAG = re.compile(rf"</?({_NAMES}){_ATTRIBUTES}\s*/?>", re.IGNORECASE)
 _LANGUAGE_HINT = re.compile(r"^\s*language(?:-all)?:\s*(?:lang-)?([\w+#.-]+)\s*$")
 _LANGUAGE_CLASS = re.compile(r"(?:^|[\s!])lang(?:uage)?-([\w+#.-]+)")
 _NOT_LANGUAGES = frozenset({"none", "default", "text", "plaintext", "prettyprint", "undefined"})
-_BACKTICKS = re.compile(r"`+")
-_BREAK = "\v"  # a line break, and with the source's own line end after it still one
-# The lookbehinds keep long runs of blanks from being tried from each of their places.
-_BREAK_EDGES = re.compile(r"(?<![ \t\r\f])[ \t\r\f]*+\v[ \t\r\f]*+\n?")
-_LINE_EDGES = re.compile(r"(?<![ \t\r\f])[ \t\r\f]*+\n[ \t\r\f]*+")
 
 MAX_DEPTH = 80
 """Elements nested deeper are taken as their text: real pages stay below, hostile ones would exhaust the stack."""
@@ -108,6 +115,14 @@ def convert_html(html: str) -> str:
     """The HTML as Markdown. Any text goes; entities are unescaped once, and text outside tags is kept as it stands."""
     if "<" not in html and "&" not in html:
         return html.strip()
+    plain = convert_plain_html(html, _find_language)
+    if plain is not None:
+        return plain
+    return convert_by_tree(html)
+
+
+def convert_by_tree(html: str) -> str:
+    """As `convert_html`, whatever the HTML."""
     parser = LexborHTMLParser("<body>" + _STRAY.sub("&lt;", html))
     body = parser.body
     if body is None:
@@ -163,10 +178,10 @@ def _flush(run: list[str], blocks: list[str]) -> None:
         return
     text = "".join(run)
     run.clear()
-    if _BREAK in text:
-        text = _BREAK_EDGES.sub("\n", text)
+    if BREAK in text:
+        text = join_breaks(text)
     if "\n```" not in text:
-        text = _LINE_EDGES.sub("\n", text)
+        text = trim_lines(text)
     text = text.strip()
     if text:
         blocks.append(text)
@@ -175,9 +190,9 @@ def _flush(run: list[str], blocks: list[str]) -> None:
 def _render_inline(node: LexborNode, tag: str, depth: int) -> str:
     """One inline element as Markdown."""
     if tag == "br":
-        return _BREAK
+        return BREAK
     if tag in ("code", "kbd", "samp", "tt"):
-        return _quote_code(_read_raw(node))
+        return quote_code(_read_raw(node))
     if tag == "img":
         return _render_image(node)
     if tag == "math" or (tag == "span" and "katex" in (node.attributes.get("class") or "")):
@@ -186,7 +201,7 @@ def _render_inline(node: LexborNode, tag: str, depth: int) -> str:
     if tag == "a":
         return _render_link(node, content)
     marks = _MARKS.get(tag)
-    return _wrap(content, *marks) if marks else content
+    return wrap_marks(content, *marks) if marks else content
 
 
 def _render_inline_children(node: LexborNode, depth: int) -> str:
@@ -225,29 +240,8 @@ _MARKS: dict[str, tuple[str, str]] = {
 }
 
 
-def _wrap(content: str, before: str, after: str) -> str:
-    """Marks around the content, blanks left outside; `10<sup>6</sup>` must not become 106."""
-    inner = content.strip()
-    if not inner:
-        return content
-    if not after and not inner.isalnum():
-        before, after = f"{before}(", ")"
-    start = content[: len(content) - len(content.lstrip())]
-    return f"{start}{before}{inner}{after}{content[len(start) + len(inner) :]}"
-
-
 def _render_link(node: LexborNode, content: str) -> str:
-    href = (node.attributes.get("href") or "").strip()
-    text = content.strip()
-    if not href or not text or href == text:
-        return content if text or not href else ""
-    return _wrap_link(content, text, href)
-
-
-def _wrap_link(content: str, text: str, href: str) -> str:
-    start = content[: len(content) - len(content.lstrip())]
-    target = f"<{href}>" if " " in href or ")" in href else href
-    return f"{start}[{text}]({target}){content[len(start) + len(text) :]}"
+    return mark_link(content, (node.attributes.get("href") or "").strip())
 
 
 def _render_image(node: LexborNode) -> str:
@@ -262,15 +256,6 @@ def _render_maths(node: LexborNode) -> str:
     if annotation is None:
         return node.text()
     return f"${annotation.text().strip()}$"
-
-
-def _quote_code(code: str) -> str:
-    if not code.strip():
-        return code
-    if "`" not in code:
-        return f"`{code}`"
-    ticks = "`" * (max(len(run) for run in _BACKTICKS.findall(code)) + 1)
-    return f"{ticks} {code} {ticks}"
 
 
 def _read_raw(node: LexborNode) -> str:
@@ -298,20 +283,18 @@ def _render_code(pre: LexborNode, language: str) -> str:
     single = codes[0] if len(codes) == 1 else None
     has_bar = single is not None and pre.css_first("div") is not None
     text = _read_raw(single if has_bar and single is not None else pre)
-    language = _find_language(single) or _find_language(pre) or language
-    if language in _NOT_LANGUAGES:
-        language = ""
-    runs = [len(run) for run in _BACKTICKS.findall(text)]
-    fence = "`" * max(3, max(runs, default=0) + 1)
-    text = text.strip("\n").rstrip()
-    return f"{fence}{language}\n{text}\n{fence}"
+    return render_fence(text, _find_language(_read_class(single), _read_class(pre), language))
 
 
-def _find_language(node: LexborNode | None) -> str:
-    if node is None:
-        return ""
-    match = _LANGUAGE_CLASS.search(node.attributes.get("class") or "")
-    return match.group(1) if match else ""
+def _read_class(node: LexborNode | None) -> str:
+    return (node.attributes.get("class") or "") if node is not None else ""
+
+
+def _find_language(code_class: str, pre_class: str, hint: str = "") -> str:
+    """A block's language, by the class of its code, else of its pre, else by the hint before it."""
+    match = _LANGUAGE_CLASS.search(code_class) or _LANGUAGE_CLASS.search(pre_class)
+    language = match.group(1) if match else hint
+    return "" if language in _NOT_LANGUAGES else language
 
 
 def _render_heading(node: LexborNode, depth: int) -> list[str]:
@@ -334,7 +317,7 @@ def _render_list(node: LexborNode, depth: int) -> list[str]:
             if text := (child.text_content or "").strip():
                 items.append(text)
         elif tag in ("ul", "ol"):
-            items.append(_indent("\n".join(_render_list(child, depth + 1)), "  "))
+            items.append(indent_lines("\n".join(_render_list(child, depth + 1)), "  "))
         elif tag != "-comment" and tag not in _DROPPED:
             items += _render_blocks_of_one(child, depth)
     separator = "\n\n" if any("\n\n" in item for item in items) else "\n"
@@ -358,11 +341,7 @@ def _render_item(node: LexborNode, marker: str, depth: int) -> str:
     for block in blocks:
         is_list = block.startswith(("- ", "1. "))
         text += block if not text else ("\n" if is_list else "\n\n") + block
-    return marker + _indent(text, " " * len(marker)).lstrip(" ") if text else marker.strip()
-
-
-def _indent(text: str, by: str) -> str:
-    return "\n".join(by + line if line else line for line in text.split("\n"))
+    return marker + indent_lines(text, " " * len(marker)).lstrip(" ") if text else marker.strip()
 
 
 def _render_quote(node: LexborNode, depth: int) -> list[str]:
