@@ -4,9 +4,11 @@ Folded away: case, punctuation, white space, compatibility forms (NFKC). Kept: n
 of its own; a hyphen, a slash between words, a bullet or a Markdown mark is none. Scripts without blanks count each character as a word.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,9 @@ _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OPERATORS = b"+=<>^%"
 _AMBIGUOUS = b"-*/"
 """Operators beside a digit, between blanks within a line, or (but for the hyphen) within a word."""
+
+_OTHER = re.compile(r"[^\x00-\x7f]{1,64}")
+"""Characters that are no ASCII: most texts hold few of them, and the same ones."""
 
 _SEPARATOR, _WORD, _OPERATOR = 0, 1, 2
 
@@ -125,7 +130,16 @@ def hash_words(texts: Sequence[str], with_operators: bool = True) -> Words:
 
 def fold_characters(text: str) -> str:
     """A text that is not ASCII with its marks folded; ASCII is folded when it is hashed."""
-    return unicodedata.normalize("NFKC", text).casefold().translate(_FOLDING)
+    return _OTHER.sub(_fold_run, unicodedata.normalize("NFKC", text))
+
+
+def _fold_run(match: re.Match[str]) -> str:
+    return _fold(match.group())
+
+
+@lru_cache(maxsize=4096)
+def _fold(run: str) -> str:
+    return run.casefold().translate(_FOLDING)
 
 
 def _cut_blocks(texts: Sequence[str]) -> Iterator[list[bytes]]:
