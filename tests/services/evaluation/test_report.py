@@ -18,6 +18,7 @@ from llamero.spec.results import (
     ControlResult,
     GateResult,
     LengthChoice,
+    ModelAccount,
     PerplexityPair,
     RejectedSample,
     Report,
@@ -300,3 +301,26 @@ def test_controls_stand_beside_the_run_with_their_change(make_report: MakeReport
     table = html[html.index('class="controls"') :].split("</table>")[0]
     assert [cell in table for cell in ("this run", "random", "threshold 4", "7.389", "+22.1%")] == [True] * 5
     assert "What the choice of data is worth" not in render_html(make_report())
+
+
+def test_what_models_were_asked_and_how_pools_grew_is_told(make_report: MakeReport, parts: Parts) -> None:
+    data = parts["data"]()
+    asked = ModelAccount(
+        purpose="judge accuracy",
+        model=HOSTILE,
+        endpoint="https://user@judge.example/v1",
+        asked=1200,
+        answered=200,
+        cached=990,
+        unanswered=10,
+        input_tokens=45_000,
+        cost=1.239,
+    )
+    grown = data.sources[0].model_copy(update={"growth": f"Ended at 20 records: {HOSTILE}"})
+    page = render_html(make_report(data=data.model_copy(update={"asked": [asked], "sources": [grown]})))
+    parse(page)
+    table = page[page.index("What language models were asked") :].split("</table>")[0]
+    assert [cell in table for cell in ("judge accuracy", ">1,200<", ">990<", ">45,000<", ">1.24<")] == [True] * 5
+    assert "Ended at 20 records" in page
+    assert HOSTILE not in page
+    assert "What language models were asked" not in render_html(make_report())
