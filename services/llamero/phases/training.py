@@ -91,14 +91,11 @@ def write_config(
 def list_controls(data: Path) -> list[dict[str, Any]]:
     """The trainings that `data.controls` asked for, as the data phase laid them out: token folders by the arm's name."""
     folder = data / "tokens" / ARMS_FOLDER
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    thresholds = {n: float(n.removeprefix(ARM_THRESHOLD)) if n.startswith(ARM_THRESHOLD) else None for n in names}
     return [
-        {
-            "name": name,
-            "threshold": float(name.removeprefix(ARM_THRESHOLD)) if name.startswith(ARM_THRESHOLD) else None,
-            "trainTokens": token_folders(data, f"{ARMS_FOLDER}/{name}"),
-        }
-        for name in names
+        {"name": name, "threshold": threshold, "trainTokens": token_folders(data, f"{ARMS_FOLDER}/{name}")}
+        for name, threshold in sorted(thresholds.items(), key=lambda item: (item[1] is not None, item[1] or 0.0))
     ]
 
 

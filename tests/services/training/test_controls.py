@@ -24,20 +24,21 @@ def controls(tmp_path: Path) -> list[dict[str, Any]]:
     """Two other training sets in a data phase's layout, as the configuration names them."""
     arms = tmp_path / "data" / "tokens" / "arms"
     write_tokens(arms / "random" / "part-00000", 12, seed=5)
+    write_tokens(arms / "at-10" / "part-00000", 8, seed=6)
     write_tokens(arms / "at-4.5" / "part-00000", 8, seed=6)
     return list_controls(tmp_path / "data")
 
 
 def test_controls_are_found_by_their_folders(controls: list[dict[str, Any]]) -> None:
-    assert [(c["name"], c["threshold"]) for c in controls] == [("at-4.5", 4.5), ("random", None)]
+    assert [(c["name"], c["threshold"]) for c in controls] == [("random", None), ("at-4.5", 4.5), ("at-10", 10.0)]
 
 
 def test_each_control_is_trained_by_the_same_recipe_and_measured_on_the_same_held_out_records(
     training: Make, controls: list[dict[str, Any]]
 ) -> None:
-    job = training("run", {"epochs": 2}, controls=controls, measureHeldOut=True)
+    job = training("run", {"epochs": 2}, controls=controls[:2], measureHeldOut=True)
     assert job.run() == PhaseExit.DONE, job.log
-    chosen, at, random = job.result.controls
+    chosen, random, at = job.result.controls
     assert [(c.kind, c.threshold, c.examples, c.steps) for c in (chosen, at, random)] == [
         ("chosen", None, 30, 16),
         ("threshold", 4.5, 8, 4),
@@ -53,7 +54,7 @@ def test_each_control_is_trained_by_the_same_recipe_and_measured_on_the_same_hel
 def test_a_run_that_was_interrupted_in_a_control_is_not_finished_and_goes_on_there(
     training: Make, controls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    longer = [{**c, "name": f"at-{n}", "threshold": n} for n, c in enumerate(controls * 2, 1)]
+    longer = [{**c, "name": f"at-{n}", "threshold": n} for n, c in enumerate([*controls, controls[0]], 1)]
     job = training("run", {"maxSteps": 3}, controls=longer, measureHeldOut=True)
     process = job.start()
     for line in process.stdout:
