@@ -79,6 +79,8 @@ def describe_rejected(
     if drop is not None:
         line["rule"] = drop.rule
         line |= {k: v for k, v in (("value", drop.value), ("threshold", drop.threshold)) if v is not None}
+        if drop.text is not None:
+            line["text"] = drop.text[:MAX_REJECTED_TEXT]
     if record.scores:
         line["scores"] = record.scores
     return line | more
@@ -92,6 +94,8 @@ def describe_set_drop(kind: str, drop: Drop, repeats: dict[str, Any] | None) -> 
     same = f"record {repeats['line']} of {repeats['file']} (source {repeats['source']})"
     if kind in (RejectionReason.DUPLICATE, "duplicates"):
         return f"The same as {same}." if kind == RejectionReason.DUPLICATE else f"The same {drop.rule} as {same}."
+    if kind == "nearDuplicates" and drop.value is not None and drop.threshold is not None:
+        return f"Too like {same}: similarity {drop.value:.3g}, where {drop.threshold:g} is enough."
     return f"Too like {same}: {drop.rule}{measured}."
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
+from llamero.data.content import show_turns
 from llamero.data.steps.record import Drop, Record, StepContext
 from llamero.spec.records import Message
 from llamero.spec.steps import PersonalDataStep
@@ -295,7 +296,9 @@ class _PersonalData:
             named = " and ".join(
                 f"{n} {_PLURAL[kind]}" if n > 1 else _SINGULAR[kind] for kind, n in sorted(counts.items())
             )
-            return Drop("kinds", f"The record holds {named}.", counts.total(), 0)
+            # What the record is dropped for stands in no file of its rejections either.
+            shown = show_turns(messages, given)
+            return Drop("kinds", f"The record holds {named}.", counts.total(), 0, shown)
         return replace(record, messages=messages, input=given).with_meta(personalData=dict(sorted(counts.items())))
 
 

@@ -102,13 +102,15 @@ class Record:
 class Drop:
     """Why a step drops a record: the rule (a field of its options, camelCase), what was found, what was wanted, a sentence.
 
-    `value` and `threshold` are None where the rule has no number. The step's name and number are added by the pipeline.
+    `value` and `threshold` are None where the rule has no number. The step's name and number are added by the pipeline. `text` is
+    shown in place of the record's own, where that must not be shown.
     """
 
     rule: str
     detail: str
     value: float | None = None
     threshold: float | None = None
+    text: str | None = None
 
 
 class RecordStep(Protocol):
