@@ -129,6 +129,7 @@ class Pipeline:
             workers=given.workers,
             domains=given.domains,
             allow_http=given.allow_http,
+            preparation=given.preparation,
         )
 
     def view(self, shard: ShardState, sources: Sequence[str] = ()) -> View:

@@ -44,7 +44,12 @@ def plan_vectors(embedding: Embedding, context: SetContext) -> Generator[Round, 
     """The rounds that leave each shard's vectors, in the views' order; summaries have `records` and `dimensions`."""
     if embedding.kind != "hashed":
         options = embedding.to_json_dict()
-        asking = {"answers": context.answers, "workers": context.workers, "allowHttp": context.allow_http}
+        asking = {
+            "answers": context.answers,
+            "workers": context.workers,
+            "allowHttp": context.allow_http,
+            "preparation": context.preparation,
+        }
         rest = {"embedding": options, **(asking if embedding.kind == "endpoint" else {})}
         tasks = [{"do": "embedding.encode", "view": view, **rest} for view in context.views]
         vectors = yield Round("embedding records", tasks, reusable=True, rows=context.counts)
@@ -166,7 +171,14 @@ def _ask(
         raise DataError("An embedding of kind `endpoint` needs the endpoint in `model`.")
     if not texts:
         return np.zeros((0, 1), np.float32)
-    with Asker(model, "embedding", task["answers"], task["workers"], allow_http=task["allowHttp"]) as asker:
+    with Asker(
+        model,
+        "embedding",
+        task["answers"],
+        task["workers"],
+        allow_http=task["allowHttp"],
+        preparation=task["preparation"],
+    ) as asker:
         vectors = np.asarray(asker.embed(texts), np.float32)
     asked.append(asker.account.to_dict())
     return vectors
