@@ -183,7 +183,8 @@ Plan = Generator[Round, list[Shard], list[str]]
 class SetContext:
     """What a set step's plan may know: the views of all shards, how many records each holds, and the step's surroundings.
 
-    `base`, `answers`, `workers`, `seed`, `allow_http`, `preparation`: as in `StepContext` (as URIs). `domains`: lists of tags by domain, as in `DataSpec.domains`.
+    `base`, `answers`, `workers`, `seed`, `allow_http`, `preparation`: as in `StepContext` (as URIs).
+    `domains`: lists of tags by domain, as in `DataSpec.domains`.
     """
 
     views: tuple[View, ...]
