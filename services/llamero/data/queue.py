@@ -107,6 +107,20 @@ class QueueRunner:
         self.send, self.files = send, SharedFiles(scratch)
         self.resend_seconds, self.stale_seconds = resend_seconds, stale_seconds
         self.takeover_seconds, self.poll_seconds = takeover_seconds, poll_seconds
+        self._away_until = 0.0
+
+    def try_send(self, task: Task) -> bool:
+        """Hand a task to the others. False where the queue can't be reached; it is then left alone for `resend_seconds`, since
+        finding out takes seconds and a preparation has many rounds."""
+        if time.monotonic() < self._away_until:
+            return False
+        try:
+            self.send(task)
+        except Exception as error:  # each broker's client has a family of its own
+            log.warning("Data tasks can't be sent to the other workers: %s: %s", type(error).__name__, error)
+            self._away_until = time.monotonic() + self.resend_seconds
+            return False
+        return True
 
     def run(self, tasks: Sequence[Task], on_rows: OnRows, on_done: OnDone) -> list[Shard]:
         """All tasks' shards in the tasks' order. Raises DataError, StorageError where the storage fails, RuntimeError for a bug."""
@@ -184,10 +198,7 @@ class _Step:
         for number in self.open:
             if number == self.own or self._is_claimed(number):
                 continue
-            try:
-                self.runner.send(self.tasks[number])
-            except Exception as error:  # each broker's client has a family of its own
-                log.warning("Data tasks can't be sent to the other workers: %s: %s", type(error).__name__, error)
+            if not self.runner.try_send(self.tasks[number]):
                 return
 
     def send_again(self) -> None:
@@ -268,17 +279,11 @@ class _Step:
             log.warning(
                 "The data task %s for %s failed and is tried again: %s", task["task"], task["folder"], failure.message
             )
-            self._send_one(number)
+            self.runner.try_send(self.tasks[number])
             return
         if failure.failure == STORAGE:
             raise StorageError(failure.message)
         raise RuntimeError(f"The data task {task['task']} for {task['folder']} failed:\n{failure.message}")
-
-    def _send_one(self, number: int) -> None:
-        try:
-            self.runner.send(self.tasks[number])
-        except Exception as error:
-            log.warning("A data task can't be sent to the other workers: %s: %s", type(error).__name__, error)
 
     # -- own work --------------------------------------------------------------------------------------------------------------
 

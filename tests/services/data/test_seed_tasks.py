@@ -1,6 +1,5 @@
 import io
 import json
-import os
 from pathlib import Path
 
 import orjson
@@ -35,9 +34,8 @@ def test_a_row_that_is_no_seed_task_says_why(row: object) -> None:
         READER.parse(row, SOURCE)
 
 
-@pytest.mark.skipif("LLAMERO_DATA" not in os.environ, reason="LLAMERO_DATA names no folder with public data sets")
-def test_self_instructs_own_seeds_are_read_whole() -> None:
-    path = Path(os.environ["LLAMERO_DATA"]) / "seed_tasks_selfinstruct.jsonl"
+def test_self_instructs_own_seeds_are_read_whole(real_data: Path) -> None:
+    path = real_data / "seed_tasks_selfinstruct.jsonl"
     seeds = read_seeds(DataSource.model_validate({"uri": str(path), "format": "seed-tasks"}))
     assert len(seeds) == 175
     assert sum(seed.is_classification is True for seed in seeds) == 26
