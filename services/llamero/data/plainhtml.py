@@ -19,9 +19,9 @@ _LEAF = re.compile(
 )
 _BREAKS = re.compile(r"<br ?/?>")
 _PART = re.compile(
-    r"<p>([^<]*)</p>"
-    r"|\0(\d+)\0"
-    r"|<(ul|ol)>((?:\s*<li>(?:[^<]*|\s*(?:<p>[^<]*</p>\s*)+)</li>)+)\s*</\3>"
+    r"<p>([^<]*)</p>\s*"  # blanks between blocks say nothing
+    r"|\0(\d+)\0\s*"
+    r"|<(ul|ol)>((?:\s*+<li>(?:[^<]*+|\s*+(?:<p>[^<]*+</p>\s*+)++)</li>)++)\s*+</\3>\s*"
     r"|<blockquote>(.*?)</blockquote>"
     r"|<h([1-6])>([^<]*)</h\6>"
     r"|<(hr) ?/?>"
@@ -75,7 +75,8 @@ def convert_plain_html(html: str, find_language: Callable[[str, str], str]) -> s
             break
     if "<br" in text:
         text = _BREAKS.sub("\v", text)
-    blocks = _render_parts(text, codes)
+    has_edges = "\v" in text or " \n" in text or "\n " in text or "\t" in text
+    blocks = _render_parts(text, codes, _render_run if has_edges else str.strip)
     if blocks is None:
         return None
     joined = "\n\n".join(blocks).strip("\n").rstrip().replace(_OPEN, "<")
@@ -99,27 +100,29 @@ def _render_leaf(match: re.Match[str]) -> str:
     return f"![{alt}]({source})" if alt or source else ""
 
 
-def _render_parts(text: str, codes: list[str]) -> list[str] | None:
-    """The blocks, where the text is nothing but parts that are known."""
+def _render_parts(text: str, codes: list[str], render_run: Callable[[str], str]) -> list[str] | None:
+    """The blocks, where the text is nothing but parts that are known. `render_run` makes a block of text without tags."""
     blocks: list[str] = []
-    end = 0
-    for match in _PART.finditer(text):
-        if match.start() != end:
+    end, length = 0, len(text)
+    while end < length:
+        match = _PART.match(text, end)
+        if match is None:
             return None
         end = match.end()
         which = match.lastindex or 0
         if codes and which not in (2, 5) and "\0" in match.group():
             return None  # code within a paragraph or an item
         if which == 1 or which == 9:
-            if block := _render_run(match.group(which)):
+            block = render_run(match[which])
+            if block:
                 blocks.append(block)
         elif which == 2:
             blocks.append(codes[int(match.group(2))])
         elif which == 4:
-            blocks.append(_render_list(match.group(4), match.group(3) == "ol"))
+            blocks.append(_render_list(match.group(4), match.group(3) == "ol", render_run))
         elif which == 5:
             inner = match.group(5)
-            quoted = None if "<blockquote" in inner else _render_parts(inner, codes)
+            quoted = None if "<blockquote" in inner else _render_parts(inner, codes, render_run)
             if quoted is None:
                 return None
             if quoted:
@@ -129,22 +132,20 @@ def _render_parts(text: str, codes: list[str]) -> list[str] | None:
                 blocks.append(f"{'#' * int(match.group(6))} {' '.join(words)}")
         else:
             blocks.append("---")
-    return blocks if end == len(text) else None
+    return blocks
 
 
 def _render_run(text: str) -> str:
     if "\v" in text:
         text = join_breaks(text)
-    if "\n```" not in text:
-        text = trim_lines(text)
-    return text.strip()
+    return trim_lines(text).strip()
 
 
-def _render_list(inner: str, is_ordered: bool) -> str:
+def _render_list(inner: str, is_ordered: bool, render_run: Callable[[str], str]) -> str:
     items: list[str] = []
     for number, (paragraphs, plain) in enumerate(_ITEM.findall(inner), 1):
         marker = f"{number}. " if is_ordered else "- "
-        text = _join_blocks(map(_render_run, _PARAGRAPH.findall(paragraphs))) if paragraphs else _render_run(plain)
+        text = _join_blocks(map(render_run, _PARAGRAPH.findall(paragraphs))) if paragraphs else render_run(plain)
         items.append(marker + indent_lines(text, " " * len(marker)).lstrip(" ") if text else marker.strip())
     return ("\n\n" if any("\n\n" in item for item in items) else "\n").join(items)
 
