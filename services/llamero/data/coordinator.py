@@ -45,7 +45,7 @@ from llamero.spec.records import RejectionReason
 from llamero.spec.results import DataResult, FileEntry
 from llamero.storage import delete_tree, is_local, join_uri, sha256_file, write_atomically, write_file
 
-CANDIDATES_PER_RANGE = 2_000_000
+CANDIDATES_PER_RANGE = 500_000
 STAGING = ".staging"
 LISTING = "listing.json"
 """All clean shards, for the tasks that look across them; while it stands in the staging folder, its tasks are wanted."""
