@@ -11,7 +11,9 @@ from typing import Any
 from parts import OWN, Part
 
 COLUMNS, WIDTH, HEIGHT = 2, 440, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 150, 40, 36
+LEFT, RIGHT, TOP, BOTTOM = 68, 150, 40, 36
+LEAST_SPAN = 10.0
+"""An upward axis covers at least this ratio: a cost that hardly changes looks so."""
 COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#8d6a9f")  # llamero's first
 
 
@@ -37,7 +39,8 @@ def draw_chart(part: Part, summaries: Sequence[Mapping[str, Any]]) -> str:
     sizes = [summary["size"] for summary in summaries]
     costs = [find_cost(summary) for summary in summaries]
     across = Axis(min(sizes), max(sizes), LEFT, WIDTH - RIGHT)
-    up = Axis(min(costs), max(costs), HEIGHT - BOTTOM, TOP)
+    spare = math.sqrt(max(1.0, LEAST_SPAN * min(costs) / max(costs)))
+    up = Axis(min(costs) / spare, max(costs) * spare, HEIGHT - BOTTOM, TOP)
     drawn = [f'<text x="8" y="18" font-size="13" font-weight="600" fill="#222">{escape(part.title)}</text>']
     for value in up.ticks():
         y = up(value)
