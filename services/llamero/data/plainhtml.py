@@ -73,6 +73,8 @@ def convert_plain_html(html: str, find_language: Callable[[str, str], str]) -> s
         text, count = _LEAF.subn(_render_leaf, text)
         if not count:
             break
+    if "\n```" in text:  # typed as text, or code in many backticks: the line ends around it stay as they are
+        return None
     if "<br" in text:
         text = _BREAKS.sub("\v", text)
     has_edges = "\v" in text or " \n" in text or "\n " in text or "\t" in text
