@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("searching")
+settings.load_profile(os.environ.get("LLAMERO_HYPOTHESIS", "searching"))
 
 REPOSITORY = Path(__file__).parent.parent
 

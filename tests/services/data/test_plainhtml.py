@@ -48,7 +48,7 @@ BLOCKS = st.recursive(
 PAGES = st.lists(BLOCKS, max_size=4).map("\n\n".join)
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@settings(max_examples=1500, deadline=None)
 @given(PAGES)
 def test_what_goes_the_short_way_is_what_the_tree_gives(page: str) -> None:
     plain = convert_plain_html(page, _find_language)
