@@ -11,7 +11,6 @@ from typing import Any
 from llamero.spec.asked import list_language_models, show_path
 from llamero.spec.job import FineTuneJob, SecretRef
 from llamero.spec.status import WorkKind
-from llamero.spec.steps import ModelSecretRef
 from llamero.spec.tasks import AttemptId
 from llamero_operator.resources.quantities import round_up_cores
 from llamero_operator.settings import HubSettings, OperatorSettings, PodSettings
@@ -55,15 +54,12 @@ _RESERVED = re.compile(
 _STORAGE_KEYS = re.compile(r"^(AWS|GOOGLE|GCS|AZURE)_")
 
 
-Reference = SecretRef | ModelSecretRef
-
-
-def list_secret_refs(job: FineTuneJob) -> list[tuple[str, str, Reference]]:
+def list_secret_refs(job: FineTuneJob) -> list[tuple[str, str, SecretRef]]:
     """The job's secretRefs: what they belong to (`base`, `data` or `models`), where they stand in the manifest, and themselves.
 
     `models` are the language models that data is prepared with.
     """
-    refs: list[tuple[str, str, Reference]] = []
+    refs: list[tuple[str, str, SecretRef]] = []
     if job.spec.base_model.secret_ref is not None:
         refs.append(("base", "spec.baseModel.secretRef", job.spec.base_model.secret_ref))
     for index, source in enumerate(job.spec.data.sources):
@@ -80,7 +76,7 @@ def find_secret_problems(job: FineTuneJob, settings: OperatorSettings) -> tuple[
     return tuple(_check_secrets(list_secret_refs(job), settings))
 
 
-def _check_secrets(refs: list[tuple[str, str, Reference]], settings: OperatorSettings) -> Iterator[str]:
+def _check_secrets(refs: list[tuple[str, str, SecretRef]], settings: OperatorSettings) -> Iterator[str]:
     seen: dict[str, tuple[str, str]] = {}
     for _, path, ref in refs:
         if not _ENV_NAME.match(ref.key):

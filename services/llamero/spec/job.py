@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from llamero.spec.base import SpecModel
+from llamero.spec.secrets import SecretRef as SecretRef
 from llamero.spec.steps import DEFAULT_PROFILE, ControlsSpec, DataStep, GenerateSpec
 
 API_VERSION: Final = "llamero.dev/v1alpha1"
@@ -26,15 +27,6 @@ def cluster_only(default: Any = None, **kwargs: Any) -> Any:
     if "default_factory" not in kwargs:
         kwargs["default"] = default
     return Field(json_schema_extra={SERVED_BY: "cluster"}, **kwargs)
-
-
-class SecretRef(SpecModel):
-    """A secret of the job's namespace; on a laptop the environment variables of the same names are read."""
-
-    name: Annotated[str, Field(max_length=253)] = Field(description="The secret's name.")
-    key: Annotated[str, Field(max_length=253)] = Field(
-        "token", description="The key in the secret that holds the token."
-    )
 
 
 class BaseModelRef(SpecModel):
