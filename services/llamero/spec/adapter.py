@@ -3,13 +3,14 @@
 What its rollout says of it later (conditions `Verified`, `Serving`, `RolledBack`) stands in its status.
 """
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from llamero.spec.base import ResultModel, SpecModel
 from llamero.spec.job import API_VERSION, Metadata, ShortText, Uri
-from llamero.spec.status import Condition, Figure
+from llamero.spec.status import Condition, ConditionType, Figure
 
 ADAPTER_KIND = "Adapter"
 
@@ -54,14 +55,34 @@ class AdapterSpec(SpecModel):
         default_factory=list, description="Terms of use of the data."
     )
     model: ShortText = Field(description="The public model name that it was made for.")
+    server: Annotated[str, Field(max_length=63)] = Field(
+        "", description="The ModelServer that is to serve it; empty: none by itself, only where a ModelServer pins it."
+    )
+    golden_sha256: Digest | None = Field(
+        None,
+        description="Digest of its golden prompts, which lie beside its files; a rollout proves by them which model answers.",
+    )
     figures: AdapterFigures = Field(default_factory=AdapterFigures, description="What was measured.")
     source: AdapterSource | None = Field(None, description="The run that made it; none where it was imported.")
 
 
 class AdapterResourceStatus(ResultModel):
-    """What has become of it since."""
+    """What has become of it since. Conditions: `Verified`, `Serving`, `RolledBack`."""
 
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list, description="By type.")
+    id: Annotated[str, Field(max_length=160)] = Field("", description="The id that engines serve it under.")
+    server: Annotated[str, Field(max_length=63)] = Field("", description="The ModelServer that it is served by.")
+    weight: int = Field(0, ge=0, le=100, description="Percent of its public name's callers that it answers.")
+    retry: int = Field(
+        0,
+        ge=0,
+        description="The `retry` of its public name under which it was rolled back: a higher one gives it another try.",
+    )
+    attempted_at: datetime | None = Field(None, description="When its rollout last began.")
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        """The condition of a type, if it is set."""
+        return next((c for c in self.conditions if c.type == kind), None)
 
 
 class AdapterMetadata(Metadata):

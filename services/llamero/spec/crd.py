@@ -27,7 +27,7 @@ ITEMS = "*"
 
 MAX_JOB_NAME = 40
 
-NOT_SERVED: frozenset[Place] = frozenset({("spec", "rollout", "server")})
+NOT_SERVED: frozenset[Place] = frozenset()
 """Fields of the models without effect so far: the API does not know them. `nodes` stays, at its one value: were it unknown, a
 server would take `nodes: 2` away without a word and train on one."""
 

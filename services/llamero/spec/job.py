@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from llamero.spec.base import SpecModel
+from llamero.spec.rollout import StrategySpec
 from llamero.spec.secrets import SecretRef as SecretRef
 from llamero.spec.steps import DEFAULT_PROFILE, ControlsSpec, DataStep, GenerateSpec
 
@@ -337,12 +338,19 @@ class EvaluationSpec(SpecModel):
 class RolloutSpec(SpecModel):
     """Where a finished adapter is served."""
 
-    server: Name | None = cluster_only(None, description="The ModelServer; by default one is made for the base.")
+    enabled: bool = cluster_only(True, description="Serve what a run publishes; false: publish it alone.")
+    server: Name | None = cluster_only(
+        None,
+        description="The ModelServer, made where there is none of the name; by default one for the base and engine.",
+    )
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=63)] | None = Field(
         None, description="The public model name; by default the job's name."
     )
     engine: Literal["tgi", "vllm", "cpu"] = Field(
         "tgi", description="The engine that the adapter must be servable by; options that it would drop are refused."
+    )
+    strategy: StrategySpec | None = cluster_only(
+        None, description="The course of the rollouts of its adapters; by default the ModelServer's."
     )
 
 

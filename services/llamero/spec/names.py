@@ -3,6 +3,7 @@
 Paths are `pathlib.PurePosixPath`-like joins on URIs or local folders; nothing here touches a disk.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,7 @@ GROUP = "llamero.dev"
 VERSION = "v1alpha1"
 PLURAL = "finetunejobs"
 ADAPTER_PLURAL = "adapters"
+SERVER_PLURAL = "modelservers"
 FINALIZER = f"{GROUP}/cleanup"
 FIELD_MANAGER = "llamero-operator"
 
@@ -152,6 +154,13 @@ LABEL_JOB = f"{GROUP}/job"
 LABEL_RUN = f"{GROUP}/run"
 LABEL_KIND = f"{GROUP}/work"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_SERVER = f"{GROUP}/server"
+LABEL_SERVER_UID = f"{GROUP}/server-uid"
+SERVED_FINALIZER = f"{GROUP}/served"
+"""On an Adapter while engines have it, so that its deletion waits until no request can go to it."""
+ROUTES_NAME = "llamero-routes"
+"""The ConfigMap with the routes, in the operator's namespace; its one key is ROUTES_KEY."""
+ROUTES_KEY = "routes.json"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 MAX_NAME = 63
@@ -320,3 +329,70 @@ def base_storage(root: str, key: str) -> str:
 def base_key(name: str, revision: str) -> str:
     """The folder of a fetched base: `meta-llama--Llama-3.2-1B@<revision>`; of one with a long URI the end alone."""
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '--', name)[-120:].strip('-')}@{revision}"
+
+
+# -- serving -------------------------------------------------------------------------------------------------------------------
+
+ENGINE_PORT, AGENT_PORT = 8080, 8090
+ENGINE_CONTAINER, AGENT_CONTAINER, FETCH_CONTAINER = "engine", "agent", "fetch"
+WANTED_KEY = "wanted.json"
+MAX_SERVER_NAME = 40
+
+
+def engine_component() -> str:
+    """The component label of an engine's pods."""
+    return "engine"
+
+
+def server_labels(server: str, uid: str) -> dict[str, str]:
+    """The labels of all that belongs to a ModelServer, by which it is found again."""
+    return {
+        "app.kubernetes.io/name": "llamero",
+        "app.kubernetes.io/component": engine_component(),
+        "app.kubernetes.io/managed-by": FIELD_MANAGER,
+        LABEL_SERVER: server,
+        LABEL_SERVER_UID: uid,
+    }
+
+
+def engine_name(server: str) -> str:
+    """The name of a ModelServer's Deployment, Service, PodDisruptionBudget and HorizontalPodAutoscaler: `<server>-engine`."""
+    return f"{server}-engine"
+
+
+def wanted_name(server: str) -> str:
+    """The ConfigMap with the adapters that its pods start with (`spec.serving.AgentWanted`): `<server>-wanted`."""
+    return f"{server}-wanted"
+
+
+def server_key(namespace: str, server: str) -> str:
+    """How routes call a ModelServer: `<namespace>/<server>`."""
+    return f"{namespace}/{server}"
+
+
+def default_server_name(base: str, revision: str | None, engine: str) -> str:
+    """The ModelServer that is made for a base and an engine where a job names none: `llama-3-2-1b-tgi-1f0c2`."""
+    slug = re.sub(r"[^a-z0-9]+", "-", base.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-") or "base"
+    mark = hashlib.sha256(f"{base}@{revision or ''}".encode()).hexdigest()[:5]
+    tail = f"-{engine}-{mark}"
+    return slug[: MAX_SERVER_NAME - len(tail)].rstrip("-") + tail
+
+
+def engine_base_path(scratch: str) -> str:
+    """Where an engine's pod sees its base model: a link that the agent's fetch makes."""
+    return f"{scratch.rstrip('/')}/base"
+
+
+def engine_adapter_path(scratch: str, served_id: str) -> str:
+    """Where an engine's pod sees an adapter: no `,`, `=` or `@` may stand in it."""
+    return f"{scratch.rstrip('/')}/adapters/{served_id}"
+
+
+def imported_adapter_id(namespace: str, name: str, digest: str) -> str:
+    """The served id of an adapter that no run made: `<namespace>-<name>-<digest8>`."""
+    return f"{namespace}-{name}-{digest[:8]}"
+
+
+def golden_name(sha256: str) -> str:
+    """The file of golden prompts beside an adapter's files: `golden-1f0c2d4e.json`."""
+    return f"golden-{sha256[:8]}.json"

@@ -55,6 +55,14 @@ class ConditionType(StrEnum):
     TRAINED = "Trained"
     EVALUATION_PASSED = "EvaluationPassed"
     ADAPTER_PUBLISHED = "AdapterPublished"
+    ROLLED_OUT = "RolledOut"
+    AVAILABLE = "Available"
+    PROGRESSING = "Progressing"
+    PROTECTED = "Protected"
+    AUTOSCALED = "Autoscaled"
+    VERIFIED = "Verified"
+    SERVING = "Serving"
+    ROLLED_BACK = "RolledBack"
 
 
 class Condition(ResultModel):
