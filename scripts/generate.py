@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from llamero.cli.main import build_schema
 from llamero.spec.adapter import Adapter
 from llamero.spec.crd import build_crds
+from llamero.spec.server import ModelServer, ModelServerStatus
 from llamero.spec.status import JobStatus
 from llamero_operator.settings import ENVIRONMENT, SETTINGS_VARIABLE, OperatorSettings
 
@@ -50,6 +51,17 @@ ADAPTER_INTRODUCTION = """# Adapter: reference
 
 What a run publishes. It belongs to no job: deleting the job leaves it. Its `spec` is never changed once it is written. Written by
 `make generate` from `services/llamero/spec/adapter.py`.
+"""
+
+SERVER_INTRODUCTION = """# ModelServer: reference
+
+A base model on an engine, with the adapters that its public names need. Written by `make generate` from
+`services/llamero/spec/server.py`. What the operator writes into `status` has [a page of its own](modelserver-status.md).
+"""
+
+SERVER_STATUS_INTRODUCTION = """# ModelServer's status: reference
+
+What the operator writes and `kubectl get ms -o yaml` shows. Written by `make generate` from `services/llamero/spec/server.py`.
 """
 
 SETTINGS_INTRODUCTION = f"""# The operator's settings: reference
@@ -163,6 +175,10 @@ def build_files() -> dict[Path, str]:
         "finetunejob.md": build_reference(JOB_INTRODUCTION, "FineTuneJob", schema),
         "finetunejob-status.md": build_reference(STATUS_INTRODUCTION, "JobStatus", _schema_of(JobStatus)),
         "adapter.md": build_reference(ADAPTER_INTRODUCTION, "Adapter", _schema_of(Adapter)),
+        "modelserver.md": build_reference(SERVER_INTRODUCTION, "ModelServer", _schema_of(ModelServer)),
+        "modelserver-status.md": build_reference(
+            SERVER_STATUS_INTRODUCTION, "ModelServerStatus", _schema_of(ModelServerStatus)
+        ),
         "values.md": build_reference(
             VALUES_INTRODUCTION, "ChartValues", _schema_of(ChartValues), elsewhere=frozenset({"OperatorSettings"})
         ),

@@ -15,19 +15,19 @@ def check_addresses(job: FineTuneJob) -> Iterator[Problem]:
     """Files of web servers: by https, or with data.allowHttp, and without a name or password in the address."""
     data: Path = ("spec", "data")
     if job.spec.base_model.uri is not None:
-        yield from _check(job.spec.base_model.uri, ("spec", "baseModel", "uri"), False, "use https")
+        yield from check_address(job.spec.base_model.uri, ("spec", "baseModel", "uri"), False, "use https")
     remedy = "use https, or set `data.allowHttp` for a server of your own"
     for index, source in enumerate(job.spec.data.sources):
-        yield from _check(source.uri, (*data, "sources", index, "uri"), job.spec.data.allow_http, remedy)
+        yield from check_address(source.uri, (*data, "sources", index, "uri"), job.spec.data.allow_http, remedy)
     for index, step in enumerate(job.spec.data.steps):
         if len(step.kinds) == 1 and step.use is None:
             options = step.options.model_dump(mode="json", by_alias=True)
             for path, uri in _find_files(options, (*data, "steps", index, step.kind)):
-                yield from _check(uri, path, job.spec.data.allow_http, remedy)
+                yield from check_address(uri, path, job.spec.data.allow_http, remedy)
     for index, prompts in enumerate(job.spec.evaluation.prompt_sets):
         if prompts.uri is not None:
             path = ("spec", "evaluation", "promptSets", index, "uri")
-            yield from _check(prompts.uri, path, job.spec.data.allow_http, remedy)
+            yield from check_address(prompts.uri, path, job.spec.data.allow_http, remedy)
 
 
 def _find_files(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
@@ -43,7 +43,8 @@ def _find_files(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
                 yield from _find_files(part, (*path, name))
 
 
-def _check(uri: str, path: Path, allow_http: bool, remedy: str) -> Iterator[Problem]:
+def check_address(uri: str, path: Path, allow_http: bool, remedy: str) -> Iterator[Problem]:
+    """A web server's file by https, or where `allow_http` says so by http, and without credentials in its address."""
     scheme = uri.partition("://")[0].lower()
     if scheme not in ("http", "https"):
         return

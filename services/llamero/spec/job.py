@@ -395,8 +395,8 @@ class Metadata(SpecModel):
 
     model_config = SpecModel.model_config | {"extra": "allow"}
 
-    name: Name = Field(description="The job's name: lower-case letters, digits and dashes, at most 40.")
-    namespace: Annotated[str, Field(max_length=63)] = Field("default", description="The job's namespace.")
+    name: Name = Field(description="Its name: lower-case letters, digits and dashes, at most 40.")
+    namespace: Annotated[str, Field(max_length=63)] = Field("default", description="Its namespace.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llamero.spec import address_rules, step_rules
-from llamero.spec.job import SERVED_BY, DataFormat, DataSource, FineTuneJob
+from llamero.spec.job import SERVED_BY, BaseModelRef, DataFormat, DataSource, FineTuneJob
 from llamero.spec.problems import Path as Path
 from llamero.spec.problems import Problem as Problem
 from llamero.spec.problems import Severity as Severity
@@ -40,8 +40,11 @@ def lora_scale(alpha: float, rank: int, rslora: bool) -> float:
 
 
 def check_base(job: FineTuneJob) -> Iterator[Problem]:
-    base = job.spec.base_model
-    path = ("spec", "baseModel")
+    return check_base_model(job.spec.base_model, ("spec", "baseModel"))
+
+
+def check_base_model(base: BaseModelRef, path: Path) -> Iterator[Problem]:
+    """A base model is one thing, and a hub model pinned; for any manifest that names one."""
     if (base.name is None) == (base.uri is None):
         yield Problem(path, "give exactly one of `name` (a hub id) and `uri` (a folder)")
     if base.name is not None and base.revision is None:

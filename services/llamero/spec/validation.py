@@ -1,49 +1,64 @@
-"""From a raw manifest to a FineTuneJob, or to every mistake in it: where, what, what to do.
+"""From a raw manifest to a FineTuneJob or a ModelServer, or to every mistake in it: where, what, what to do.
 
 Takes and gives values; reading the file and finding the lines is the CLI's part.
 """
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llamero.spec.job import API_VERSION, KIND, FineTuneJob
+from llamero.spec.job import API_VERSION, FineTuneJob
 from llamero.spec.rules import RULES, Path, Problem, Severity
+from llamero.spec.server import ModelServer
+from llamero.spec.server_rules import SERVER_CHECKS
+
+Manifest = TypeVar("Manifest", bound=BaseModel)
 
 
 def validate_job(raw: Any) -> tuple[FineTuneJob | None, list[Problem]]:
     """The job where there is no error (there may be warnings), and all problems found, in the manifest's order of fields."""
+    return _validate(raw, FineTuneJob, RULES)
+
+
+def validate_server(raw: Any) -> tuple[ModelServer | None, list[Problem]]:
+    """The ModelServer where there is no error (there may be warnings), and all problems found, in the manifest's order of fields."""
+    return _validate(raw, ModelServer, SERVER_CHECKS)
+
+
+def _validate(
+    raw: Any, model: type[Manifest], rules: Sequence[Callable[[Manifest], Iterable[Problem]]]
+) -> tuple[Manifest | None, list[Problem]]:
     if not isinstance(raw, dict):
         return None, [
             Problem((), f"a manifest is a mapping with apiVersion, kind, metadata and spec, not {_describe(raw)}")
         ]
-    job, problems = _read_fields(raw)
-    if job is not None:
-        ruled = [problem for rule in RULES for problem in rule(job)]
+    manifest, problems = _read_fields(raw, model)
+    if manifest is not None:
+        ruled = [problem for rule in rules for problem in rule(manifest)]
         # A field that was wrong stands at its default by now: what a rule says of it would mislead.
         wrong = [p.path for p in problems]
         problems += [
             r for r in ruled if not any(r.path[: len(path)] == path or path[: len(r.path)] == r.path for path in wrong)
         ]
     has_error = any(p.severity is Severity.ERROR for p in problems)
-    return (None if has_error else job), problems
+    return (None if has_error else manifest), problems
 
 
-def _read_fields(raw: dict[str, Any]) -> tuple[FineTuneJob | None, list[Problem]]:
-    """The job with the wrong fields left out, where that can be done, so that the rules can speak of the others at once."""
+def _read_fields(raw: dict[str, Any], model: type[Manifest]) -> tuple[Manifest | None, list[Problem]]:
+    """The manifest with the wrong fields left out, where that can be done, so that the rules can speak of the others at once."""
     try:
-        return FineTuneJob.model_validate(raw), []
+        return model.model_validate(raw), []
     except ValidationError as error:
-        problems = explain_errors(error, FineTuneJob)
+        problems = explain_errors(error, model)
     pruned = copy.deepcopy(raw)
     for path in sorted({p.path for p in problems}, key=lambda path: [str(part) for part in path], reverse=True):
         _remove(pruned, path)
     try:
-        return FineTuneJob.model_validate(pruned), problems
+        return model.model_validate(pruned), problems
     except ValidationError:
         return None, problems
 
@@ -77,7 +92,7 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], patterns: Mapping[str
         case "extra_forbidden":
             message = f"unknown field `{field}`{_suggest(field, _known_fields(path[:-1], model))}"
         case "missing":
-            message = f"`{field}` is missing{_hint_missing(path)}"
+            message = f"`{field}` is missing{_hint_missing(path, model)}"
         case "literal_error" | "enum":
             message = f"must be {context['expected']}, not {_describe(value)}{_suggest(str(value), _options(context['expected']), False)}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
@@ -92,6 +107,8 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], patterns: Mapping[str
         case "string_pattern_mismatch":
             wanted = patterns.get(context["pattern"]) or _describe_pattern(path, context["pattern"])
             message = f"{_describe(value)} does not fit {wanted}"
+        case "value_error":
+            message = str(context["error"])
         case "too_long" | "too_short" | "string_too_long" | "string_too_short":
             message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
         case _:
@@ -121,10 +138,10 @@ def _suggest(word: str, known: list[str], list_known: bool = True) -> str:
     return f" (known: {', '.join(known)})" if list_known and known else ""
 
 
-def _hint_missing(path: Path) -> str:
+def _hint_missing(path: Path, model: type[BaseModel]) -> str:
     hints: dict[tuple[str, ...], str] = {
         ("apiVersion",): f": write `apiVersion: {API_VERSION}`",
-        ("kind",): f": write `kind: {KIND}`",
+        ("kind",): f": write `kind: {model.__name__}`",
         ("metadata",): ": write `metadata: {name: ...}`",
     }
     return hints.get(tuple(str(p) for p in path), "")

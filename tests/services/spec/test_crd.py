@@ -5,18 +5,23 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import jsonschema
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from services.spec.cel import find_refusals
 
-from llamero.spec.crd import ITEMS, JOB_RULES, NOT_SERVED, build_adapter_crd, build_crds, build_job_crd
+from llamero.spec.adapter import AdapterSpec
+from llamero.spec.cel import ITEMS
+from llamero.spec.crd import build_adapter_crd, build_crds, build_job_crd, build_server_crd
 from llamero.spec.job import FineTuneJob, FineTuneJobSpec
-from llamero.spec.rules import RULES, Severity
+from llamero.spec.job_cel import JOB_RULES
+from llamero.spec.problems import Severity
+from llamero.spec.server import ModelServerSpec
 from llamero.spec.validation import validate_job
 
 Schema = dict[str, Any]
@@ -37,6 +42,8 @@ def schema_of(crd: Schema) -> Schema:
 
 JOB_SCHEMA = schema_of(build_job_crd())
 ADAPTER_SCHEMA = schema_of(build_adapter_crd())
+SERVER_SCHEMA = schema_of(build_server_crd())
+ALL = {"job": JOB_SCHEMA, "adapter": ADAPTER_SCHEMA, "server": SERVER_SCHEMA}
 
 
 def parts(schema: Schema, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Schema]]:
@@ -91,21 +98,22 @@ def refuse_by_cel(raw: dict[str, Any]) -> set[str]:
 
 
 def refuse_by_rules(raw: dict[str, Any]) -> set[str]:
-    job = FineTuneJob.model_validate(raw)
-    return {normalise(p.message) for rule in RULES for p in rule(job) if p.severity is Severity.ERROR}
+    return {normalise(p.message) for p in validate_job(raw)[1] if p.severity is Severity.ERROR}
 
 
 def normalise(message: str) -> str:
-    """The scale's sentence carries figures where Python says it, and a step's its kinds: CEL can't format them."""
+    """The scale's sentence carries figures where Python says it, a step's its kinds and a strategy's its steps: CEL can't format them."""
     if message.startswith("a step has exactly one kind"):
         return "a step's kinds"
+    if message.startswith("steps must rise"):
+        return "steps must rise"
     return "rsLoRA scale" if "alpha / sqrt(rank)" in message else message
 
 
 # -- structure -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schema", [JOB_SCHEMA, ADAPTER_SCHEMA], ids=["job", "adapter"])
+@pytest.mark.parametrize("schema", ALL.values(), ids=ALL.keys())
 def test_every_part_has_one_type_and_only_words_of_a_structural_schema(schema: Schema) -> None:
     allowed = {
         "type", "description", "enum", "format", "pattern", "minLength", "maxLength", "minItems", "maxItems", "minProperties",
@@ -119,7 +127,7 @@ def test_every_part_has_one_type_and_only_words_of_a_structural_schema(schema: S
         assert not ("properties" in part and "additionalProperties" in part), place
 
 
-@pytest.mark.parametrize("schema", [JOB_SCHEMA, ADAPTER_SCHEMA], ids=["job", "adapter"])
+@pytest.mark.parametrize("schema", ALL.values(), ids=ALL.keys())
 def test_every_text_list_and_map_of_a_spec_is_bounded_so_that_rules_have_a_cost(schema: Schema) -> None:
     for place, part in parts(schema["properties"]["spec"]):
         if part["type"] == "string":
@@ -134,13 +142,14 @@ def _has_fixed_length(part: Schema) -> bool:
     return bool(re.search(r"\{\d+\}\$$", part.get("pattern", "")))
 
 
-def test_every_field_of_a_spec_is_described() -> None:
-    for place, part in parts(JOB_SCHEMA["properties"]["spec"]):
+@pytest.mark.parametrize("schema", ALL.values(), ids=ALL.keys())
+def test_every_field_of_a_spec_is_described(schema: Schema) -> None:
+    for place, part in parts(schema["properties"]["spec"]):
         if place and place[-1] != ITEMS:
             assert part.get("description"), place
 
 
-@pytest.mark.parametrize("schema", [JOB_SCHEMA, ADAPTER_SCHEMA], ids=["job", "adapter"])
+@pytest.mark.parametrize("schema", ALL.values(), ids=ALL.keys())
 def test_a_status_has_no_numbers_with_a_point_no_defaults_and_no_words_that_tomorrow_adds_to(schema: Schema) -> None:
     for place, part in parts(schema["properties"]["status"]):
         assert part["type"] != "number", place
@@ -148,7 +157,7 @@ def test_a_status_has_no_numbers_with_a_point_no_defaults_and_no_words_that_tomo
         assert "enum" not in part or place == ("conditions", ITEMS, "status"), place
 
 
-@pytest.mark.parametrize("schema", [JOB_SCHEMA, ADAPTER_SCHEMA], ids=["job", "adapter"])
+@pytest.mark.parametrize("schema", ALL.values(), ids=ALL.keys())
 def test_conditions_are_a_map_by_type(schema: Schema) -> None:
     conditions = schema["properties"]["status"]["properties"]["conditions"]
     assert conditions["x-kubernetes-list-type"] == "map"
@@ -156,13 +165,39 @@ def test_conditions_are_a_map_by_type(schema: Schema) -> None:
     assert "type" in conditions["items"]["required"]
 
 
-def test_fields_that_nothing_serves_are_unknown_to_the_api() -> None:
-    places = {place for place, _ in parts(JOB_SCHEMA)}
-    assert NOT_SERVED and not NOT_SERVED & places
-    methods = JOB_SCHEMA["properties"]["spec"]["properties"]["training"]["properties"]["method"]["enum"]
-    assert "full" not in methods
-    nodes = JOB_SCHEMA["properties"]["spec"]["properties"]["training"]["properties"]["resources"]["properties"]["nodes"]
-    assert nodes["enum"] == [1]
+def test_the_api_offers_no_method_and_no_number_of_nodes_that_nothing_serves() -> None:
+    training = JOB_SCHEMA["properties"]["spec"]["properties"]["training"]["properties"]
+    assert training["method"]["enum"] == ["qlora", "lora"]
+    # Were the field unknown, a server would take `nodes: 2` away without a word and train on one.
+    assert training["resources"]["properties"]["nodes"]["enum"] == [1]
+
+
+def test_every_field_of_the_models_is_known_to_the_api() -> None:
+    # A field that the schema lacks would be taken away without a word.
+    for model, schema in (
+        (FineTuneJobSpec, JOB_SCHEMA),
+        (AdapterSpec, ADAPTER_SCHEMA),
+        (ModelServerSpec, SERVER_SCHEMA),
+    ):
+        assert field_places(model) <= {place for place, _ in parts(schema["properties"]["spec"])}
+
+
+def field_places(model: type[BaseModel], place: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """The places of a model's fields and those of its parts, from the models themselves."""
+    places = set()
+    for name, info in model.model_fields.items():
+        here = (*place, info.alias or name)
+        places.add(here)
+        for part, is_item in models_in(info.annotation):
+            places |= field_places(part, (*here, ITEMS) if is_item else here)
+    return places
+
+
+def models_in(annotation: Any, is_item: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, is_item
+    for inner in get_args(annotation):
+        yield from models_in(inner, is_item or get_origin(annotation) in (list, dict))
 
 
 def test_no_printer_column_takes_the_last_condition() -> None:
@@ -176,12 +211,13 @@ def test_each_printer_column_names_a_field_that_there_is() -> None:
     for crd in build_crds().values():
         places = {place for place, _ in parts(schema_of(crd))}
         for column in crd["spec"]["versions"][0]["additionalPrinterColumns"]:
-            steps = tuple(s for s in re.sub(r"\[\?.*?\]", ".*", column["jsonPath"]).split(".") if s)
+            steps = tuple(s for s in re.sub(r"\[(\?.*?|\*)\]", ".*", column["jsonPath"]).split(".") if s)
             assert steps in places or steps[0] == "metadata", column
 
 
-def test_deleting_all_of_a_namespace_never_means_adapters() -> None:
-    assert "all" not in build_adapter_crd()["spec"]["names"]["categories"]
+@pytest.mark.parametrize("crd", [build_adapter_crd(), build_server_crd()], ids=["adapter", "server"])
+def test_deleting_all_of_a_namespace_never_means_what_chats_are_answered_by(crd: Schema) -> None:
+    assert "all" not in crd["spec"]["names"]["categories"]
 
 
 # -- the same as the models ----------------------------------------------------------------------------------------------------
@@ -401,6 +437,11 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "a profile": (steps({"use": "vicuna"}), 0),
     "a step of no kind": (steps({"sources": []}), 1),
     "a step of two kinds": (steps({"quality": {}}, {"quality": {}, "repetition": {}}), 1),
+    "a canary's steps": ({"rollout": {"strategy": {"steps": [1, 50, 100]}}}, 0),
+    "no canary": ({"rollout": {"strategy": {"steps": [100]}}}, 0),
+    "steps that end early": ({"rollout": {"strategy": {"steps": [5, 50]}}}, 1),
+    "steps that stand still": ({"rollout": {"strategy": {"steps": [5, 5, 100]}}}, 1),
+    "steps that fall": ({"rollout": {"strategy": {"steps": [50, 5, 100]}}}, 1),
     "prompts": ({"evaluation": {"promptSets": [{"prompts": ["a"]}]}}, 0),
     "prompts and a file": ({"evaluation": {"promptSets": [{"prompts": ["a"], "uri": "b"}]}}, 1),
     "neither prompts nor a file": ({"evaluation": {"promptSets": [{"prompts": []}]}}, 1),
