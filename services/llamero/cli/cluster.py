@@ -1,69 +1,38 @@
-"""The verbs that speak with a cluster: submit, get, watch, logs, cancel, resume, delete. Their words and exit codes; requests are `llamero.kube`'s.
-
-The Kubernetes client is imported when a verb needs it: a laptop does without.
+"""The verbs that speak with a cluster: submit, get, watch, logs, cancel, resume, delete. Their words and exit codes; requests are `llamero.kube`'s,
+the way there is `connection`'s.
 """
 
 import asyncio
-import json
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 from rich.console import Console
 
+from llamero.cli.connection import (
+    ClusterError,
+    Place,
+    after_verb,
+    clean_object,
+    cluster_options,
+    print_objects,
+    run_on_cluster,
+)
 from llamero.cli.display import make_display
 from llamero.cli.following import Ended, follow_job, wait_until_gone
 from llamero.cli.joblogs import LogChoice, LogError, print_logs
 from llamero.cli.run import ExitCode
 from llamero.cli.submission import ReadSubmissions, Submission, describe_change, read_submissions
 from llamero.cli.tables import format_job, format_jobs
-from llamero.spec.names import GROUP, PLURAL
 from llamero.spec.status import WorkKind
 
 if TYPE_CHECKING:
     from llamero.kube import Kube
 
 Object = dict[str, Any]
-CLUSTER_TROUBLE = 1
-RETRY_SECONDS = 5.0
 EXIT_CODES = "Ends with 0 done, 1 cluster trouble, 2 bad manifest, 4 job failed, 5 gate refused, 130 interrupted."
-BOOKKEEPING = ("managedFields",)
-
-
-class ClusterError(Exception):
-    """What is wrong with the cluster or with what was asked of it: one sentence that says what to do."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which cluster, and which of its namespaces; None leaves it to the kubeconfig."""
-
-    namespace: str | None
-    context: str | None
-    kubeconfig: Path | None
-
-
-def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which cluster; the command gets them as `place`."""
-
-    @click.option("-n", "--namespace", help="The namespace. [default: that of the kubeconfig's context]")
-    @click.option("--context", help="The kubeconfig's context. [default: its current one]")
-    @click.option(
-        "--kubeconfig", type=click.Path(path_type=Path), help="The kubeconfig. [default: KUBECONFIG, or ~/.kube/config]"
-    )
-    @wraps(command)
-    def with_place(
-        *args: Any, namespace: str | None, context: str | None, kubeconfig: Path | None, **kwargs: Any
-    ) -> None:
-        command(*args, place=Place(namespace, context, kubeconfig), **kwargs)
-
-    return with_place
 
 
 @click.command(epilog=EXIT_CODES)
@@ -89,7 +58,7 @@ def submit(manifest: Path, wait: bool, show: bool, dry_run: str, force_conflicts
     for other in found.others:
         click.echo(f"{other}: not a FineTuneJob, left out.", err=True)
     is_trial = dry_run == "server"
-    _run(place, lambda kube: _submit(kube, place, found, is_trial, force_conflicts, wait or show, show))
+    run_on_cluster(place, lambda kube: _submit(kube, place, found, is_trial, force_conflicts, wait or show, show))
 
 
 async def _submit(
@@ -132,7 +101,7 @@ async def _send(kube: "Kube", namespace: str, one: Submission, is_trial: bool, f
         after = await submit_job(kube, namespace, manifest, force=force, dry_run=is_trial)
     except Conflict as error:
         raise ClusterError(
-            f"Another tool has set fields that {one.file} sets: {_after_verb(error)}. --force-conflicts takes them over."
+            f"Another tool has set fields that {one.file} sets: {after_verb(error)}. --force-conflicts takes them over."
         ) from error
     trial = " (server dry run)" if is_trial else ""
     click.echo(f"Job {namespace}/{name} {describe_change(before, after)}{trial}")
@@ -150,7 +119,7 @@ def get(job: str | None, output: str | None, all_namespaces: bool, place: Place)
     """Show the jobs of the namespace; with JOB its figures, conditions, runs and events."""
     if job and all_namespaces:
         raise click.UsageError("JOB is looked for in one namespace: leave out --all-namespaces.")
-    _run(place, lambda kube: _get(kube, place, job, output, all_namespaces))
+    run_on_cluster(place, lambda kube: _get(kube, place, job, output, all_namespaces))
 
 
 async def _get(kube: "Kube", place: Place, name: str | None, output: str | None, everywhere: bool) -> None:
@@ -161,7 +130,7 @@ async def _get(kube: "Kube", place: Place, name: str | None, output: str | None,
     if name is None:
         jobs = await observe_jobs(kube, None if everywhere else namespace)
         if output in ("json", "yaml"):
-            _print_objects({"apiVersion": "v1", "kind": "List", "items": [_clean(job) for job in jobs]}, output)
+            print_objects({"apiVersion": "v1", "kind": "List", "items": [clean_object(job) for job in jobs]}, output)
         elif not jobs:
             click.echo("No jobs in the cluster." if everywhere else f"No jobs in namespace {namespace}.", err=True)
         else:
@@ -169,7 +138,7 @@ async def _get(kube: "Kube", place: Place, name: str | None, output: str | None,
         return
     job = await observe_job(kube, namespace, name)
     if output in ("json", "yaml"):
-        _print_objects(_clean(job), output)
+        print_objects(clean_object(job), output)
     elif output == "wide":
         click.echo(format_jobs([job], _now(), wide=True))
     else:
@@ -181,7 +150,7 @@ async def _get(kube: "Kube", place: Place, name: str | None, output: str | None,
 @cluster_options
 def watch(job: str, place: Place) -> None:
     """Show the progress of JOB until it ends, and end as it did. Ctrl-C ends the watching; the job goes on."""
-    _run(place, lambda kube: _watch(kube, place, job))
+    run_on_cluster(place, lambda kube: _watch(kube, place, job))
 
 
 async def _watch(kube: "Kube", place: Place, name: str) -> None:
@@ -235,7 +204,7 @@ def logs(
     if attempt and previous:
         raise click.UsageError("--previous and --attempt both say which attempt: leave one out.")
     choice = LogChoice(run_number, WorkKind(work) if work else None, attempt, previous)
-    _run(place, lambda kube: _logs(kube, place, job, choice, follow))
+    run_on_cluster(place, lambda kube: _logs(kube, place, job, choice, follow))
 
 
 async def _logs(kube: "Kube", place: Place, name: str, choice: LogChoice, follow: bool) -> None:
@@ -253,7 +222,7 @@ async def _logs(kube: "Kube", place: Place, name: str, choice: LogChoice, follow
 @cluster_options
 def cancel(job: str, place: Place) -> None:
     """Stop JOB where it stands: its pods write a checkpoint and end, GPUs are given back. `llamero resume` lets it go on."""
-    _run(place, lambda kube: _suspend(kube, place, job, True))
+    run_on_cluster(place, lambda kube: _suspend(kube, place, job, True))
 
 
 @click.command()
@@ -261,7 +230,7 @@ def cancel(job: str, place: Place) -> None:
 @cluster_options
 def resume(job: str, place: Place) -> None:
     """Let a stopped JOB go on from its last checkpoint."""
-    _run(place, lambda kube: _suspend(kube, place, job, False))
+    run_on_cluster(place, lambda kube: _suspend(kube, place, job, False))
 
 
 async def _suspend(kube: "Kube", place: Place, name: str, is_suspended: bool) -> None:
@@ -287,7 +256,7 @@ async def _suspend(kube: "Kube", place: Place, name: str, is_suspended: bool) ->
 @cluster_options
 def delete(job: str, wait: bool, place: Place) -> None:
     """Delete JOB with its pods and files. The Adapters that it has published stay."""
-    _run(place, lambda kube: _delete(kube, place, job, wait))
+    run_on_cluster(place, lambda kube: _delete(kube, place, job, wait))
 
 
 async def _delete(kube: "Kube", place: Place, name: str, is_waited: bool) -> None:
@@ -304,79 +273,6 @@ async def _delete(kube: "Kube", place: Place, name: str, is_waited: bool) -> Non
 
 
 COMMANDS = (submit, get, watch, logs, cancel, resume, delete)
-
-
-def _run(place: Place, work: Callable[["Kube"], Awaitable[None]]) -> None:
-    """Connects, does the work, and turns everything that can go wrong into a sentence and an exit code."""
-    try:
-        asyncio.run(_with_cluster(place, work))
-    except KeyboardInterrupt:
-        click.echo("Interrupted: what is on the cluster goes on.", err=True)
-        sys.exit(ExitCode.INTERRUPTED)
-    except ClusterError as error:
-        click.echo(str(error), err=True)
-        sys.exit(CLUSTER_TROUBLE)
-
-
-async def _with_cluster(place: Place, work: Callable[["Kube"], Awaitable[None]]) -> None:
-    try:
-        from llamero import kube
-    except ModuleNotFoundError as error:
-        raise ClusterError(
-            f"Speaking with a cluster needs the package {error.name}: pip install 'llamero[operator]'."
-        ) from error
-    if place.kubeconfig and not place.kubeconfig.is_file():
-        raise ClusterError(f"There is no kubeconfig {place.kubeconfig}.")
-    options = kube.ClientOptions(retry_seconds=RETRY_SECONDS, user_agent="llamero-cli")
-    kubeconfig = str(place.kubeconfig) if place.kubeconfig else None
-    try:
-        async with await kube.connect(options, context=place.context, kubeconfig=kubeconfig) as client:
-            await work(client)
-    except* kube.KubeError as group:
-        raise ClusterError(_explain(_first(group))) from group
-
-
-def _first(group: BaseExceptionGroup[Any]) -> Exception:
-    error: Any = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _explain(error: Exception) -> str:
-    """One sentence: what the API server would not do, and what to do about it."""
-    from llamero.kube import Away, NotFound, Refused
-    from llamero.kube.commands import is_kind_missing
-
-    if isinstance(error, NotFound) and is_kind_missing(error):
-        return f"This cluster has no {PLURAL}.{GROUP}: install llamero's chart (its CRDs) first."
-    if isinstance(error, NotFound):
-        return f"{_after_verb(error)}: `llamero get -A` lists what there is."
-    if isinstance(error, Away):
-        return f"The cluster does not answer: {error}."
-    if isinstance(error, Refused) and error.status == 401:
-        return f"The cluster does not know you: {_after_verb(error)}: log in again, or mend the kubeconfig."
-    if isinstance(error, Refused) and error.status == 403:
-        return f"You may not do that: {_after_verb(error)}: ask the cluster's admin for the right to it."
-    if isinstance(error, Refused) and error.status:
-        return f"The API server refused it: {_after_verb(error)}"
-    return str(error)
-
-
-def _after_verb(error: Exception) -> str:
-    """The API server's own words, without what was asked (`get FineTuneJob a: …`)."""
-    return str(error).partition(": ")[2].strip() or str(error)
-
-
-def _clean(job: Object) -> Object:
-    return {**job, "metadata": {k: v for k, v in job["metadata"].items() if k not in BOOKKEEPING}}
-
-
-def _print_objects(value: Object, output: str) -> None:
-    if output == "json":
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-    else:
-        click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())
 
 
 def _now() -> datetime:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llamero.cli.cluster import CLUSTER_TROUBLE
+from llamero.cli.connection import CLUSTER_TROUBLE
 from llamero.cli.run import ExitCode
 from llamero.lifecycle.failures import FailureClass
 from llamero.spec.status import ConditionType, JobPhase
