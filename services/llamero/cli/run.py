@@ -300,6 +300,7 @@ class _Runner:
 
     def judge(self, data: DataResult, trained: Trained, evaluation: EvaluationResult) -> Report:
         """Ask the gate, and write the report whatever it says."""
+        evaluating.lay_golden(self.layout.evaluation, evaluation, self.layout.adapter)
         report = evaluating.judge_and_report(
             self.job,
             self.layout.run,

@@ -58,7 +58,7 @@ class Catalog:
     def __init__(self, base: Path, base_name: str, thread: GenerationThread) -> None:
         self._thread = thread
         self._folder = base
-        self.base = _served(base_name, None, base, base_tokenizer=None)
+        self.base = read_served(base_name, None, base, base=None)
         self._adapters: dict[str, ServedModel] = {}
         self._busy: set[str] = set()
 
@@ -110,7 +110,7 @@ class Catalog:
         faults = check_adapter(folder, self._folder, ENGINE)
         if faults:
             raise EngineError(ErrorKind.ADAPTER_REFUSED, f"The adapter in {folder} is refused: {_shorten(faults)}")
-        return _served(name, name, folder, base_tokenizer=self.base)
+        return read_served(name, name, folder, base=self.base)
 
     async def unload(self, name: str) -> None:
         """Serve `name` no longer. New requests for it are refused at once; returns when those that run have ended."""
@@ -125,11 +125,11 @@ class Catalog:
             self._busy.discard(name)
 
 
-def _served(name: str, adapter: str | None, folder: Path, base_tokenizer: ServedModel | None) -> ServedModel:
+def read_served(name: str, adapter: str | None, folder: Path, base: ServedModel | None) -> ServedModel:
     """A model's words from its own folder; from the base where an adapter's folder holds no tokenizer."""
     own = (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
-    if base_tokenizer is not None and not own:
-        tokenizer = base_tokenizer.tokenizer
+    if base is not None and not own:
+        tokenizer = base.tokenizer
     else:
         tokenizer = read_tokenizer(folder)
     stops = {int(i) for i in _configured_stops(folder, tokenizer)}

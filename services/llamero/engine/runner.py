@@ -64,6 +64,19 @@ class ModelRunner:
             raise
         finally:
             self._mixer.adopt_layers()
+        self._register(name, internal)
+
+    def adopt(self, name: str, peft_model: Any, internal: str = "default") -> None:
+        """Serve an adapter that is on the base already, put there by PEFT under the name `internal`."""
+        self._peft = peft_model
+        self._mixer.adopt_layers()
+        self._register(name, internal)
+
+    def release(self) -> None:
+        """Leave the model to PEFT again, as it was before an adapter was adopted."""
+        self._mixer.leave_to_peft()
+
+    def _register(self, name: str, internal: str) -> None:
         self._internal[name] = internal
         self._lanes[name] = MIXED if self._mixer.can_mix(internal) else Lane(alone=name)
         self._wider[name] = max(self._vocabulary, _highest_token(self._peft.peft_config[internal]) + 1)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from llamero.evaluation import golden
 from llamero.evaluation.config import EvaluationConfig, digest_evaluation, read_adapter_sha256
 from llamero.evaluation.generation import Generated, answer_greedily
 from llamero.evaluation.perplexity import Perplexities, choose_examples, score_records, summarise_scores
@@ -23,6 +24,7 @@ from llamero.evaluation.prompts import Prompt, choose_held_out, read_prompts
 from llamero.model import adapters, attention, loading, templates
 from llamero.model.loss import causal_model
 from llamero.model.tokens import TokenSet
+from llamero.spec.names import golden_name
 from llamero.spec.progress import Progress
 from llamero.spec.results import Answer, EvaluationResult, PerplexityPair, Sample
 from llamero.storage import write_atomically
@@ -37,12 +39,17 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Models:
-    """Base and tuned in one: `model` is the base with the adapter on it, which `as_base` switches off."""
+    """Base and tuned in one: `model` is the base with the adapter on it, which `as_base` switches off.
+
+    `loaded_dtype` is what the weights were read as, before they may have been made wider; `is_plain`: no weight is in four bits.
+    """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     device: str
     stop_ids: list[int]
+    loaded_dtype: torch.dtype = torch.float32
+    is_plain: bool = True
 
     def as_base(self) -> Any:
         return self.model.disable_adapter()
@@ -63,6 +70,7 @@ def evaluate(config: EvaluationConfig, on_progress: OnProgress) -> EvaluationRes
     models = load_models(config)
     base, tuned = measure_both(models, examples, config.spec.max_records, on_progress)
     samples = answer_both(models, prompts, config.spec.max_new_tokens, notes, on_progress)
+    golden_sha256 = keep_golden(models, config, prompts, notes, on_progress)
     result = EvaluationResult(
         records=tuned.records,
         target_tokens=tuned.tokens,
@@ -72,6 +80,7 @@ def evaluate(config: EvaluationConfig, on_progress: OnProgress) -> EvaluationRes
         seconds=round(time.monotonic() - started, 3),
         digest=digest,
         notes=notes,
+        golden_sha256=golden_sha256,
     )
     # ASCII, so that whatever a model wrote is a file that every parser reads.
     write_atomically(
@@ -81,10 +90,12 @@ def evaluate(config: EvaluationConfig, on_progress: OnProgress) -> EvaluationRes
 
 
 def find_finished(output: Path, digest: str) -> EvaluationResult | None:
-    """The result of an earlier start, where it is of the same evaluation."""
+    """The result of an earlier start, where it is of the same evaluation and its golden prompts are still there."""
     try:
         result = EvaluationResult.model_validate_json((output / RESULT_FILE).read_bytes())
     except (OSError, ValueError):
+        return None
+    if result.golden_sha256 and not (output / golden_name(result.golden_sha256)).is_file():
         return None
     return result if result.digest == digest else None
 
@@ -107,6 +118,7 @@ def load_models(config: EvaluationConfig) -> Models:
         training=False,
     )
     parameters = base.num_parameters()
+    loaded_dtype = base.get_input_embeddings().weight.dtype
     torch.set_num_threads(config.threads or (1 if parameters < SMALL_MODEL_PARAMETERS else torch.get_num_threads()))
     dtype = choose_dtype(parameters, device, measure_free_bytes(device))
     if dtype is not None:
@@ -117,7 +129,8 @@ def load_models(config: EvaluationConfig) -> Models:
     model = adapters.load_adapter(base, config.adapter)
     model.eval()
     attention.run_self_test(model, device)
-    return Models(model, tokenizer, device, templates.stop_token_ids(tokenizer))
+    is_plain = config.method != "qlora" or dtype is not None
+    return Models(model, tokenizer, device, templates.stop_token_ids(tokenizer), loaded_dtype, is_plain)
 
 
 def load_tokenizer(config: EvaluationConfig) -> PreTrainedTokenizerBase:
@@ -224,6 +237,30 @@ def answer_both(
         )
         for p, base, tuned in zip(prompts, *answers, strict=True)
     ]
+
+
+def keep_golden(
+    models: Models, config: EvaluationConfig, prompts: Sequence[Prompt], notes: list[str], on_progress: OnProgress
+) -> str | None:
+    """Make the adapter's golden prompts from held-out records and the prompts at hand; their file's sha256, None where there are none."""
+    asked = [*choose_held_out(config.evaluation_records, golden.CANDIDATES), *prompts][: golden.CANDIDATES]
+    on_progress(Progress(PHASE, "golden prompts", 0, len(asked), "prompts"))
+    quantization: Literal["nf4"] | None = "nf4" if config.method == "qlora" else None
+    found = golden.build_golden(
+        models.model,
+        config.base,
+        config.adapter,
+        golden.render_prompts(models.tokenizer, asked),
+        quantization,
+        models.is_plain and golden.are_served_weights(config.base, quantization, models.loaded_dtype),
+    )
+    on_progress(Progress(PHASE, "golden prompts", len(asked), len(asked), "prompts"))
+    if not found.prompts:
+        notes.append(
+            "There are no golden prompts: on none of the prompts could adapter and base be told apart, so that a rollout can't prove "
+            "by them which model answers."
+        )
+    return golden.write_golden(found, config.output)
 
 
 def _fit_prompt(prompt: Prompt, ids: list[int], room: int, notes: list[str]) -> list[int]:

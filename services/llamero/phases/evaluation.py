@@ -10,10 +10,11 @@ from llamero.phases.data import record_files, token_folders
 from llamero.phases.training import Trained
 from llamero.spec.digest import digest_json
 from llamero.spec.job import FineTuneJob, FineTuneJobSpec
+from llamero.spec.names import golden_name
 from llamero.spec.results import AdapterRef, DataResult, EvaluationResult, GateResult, Report
 from llamero.spec.run import Phase
 from llamero.spec.status import MAX_MESSAGE, EvaluationStatus
-from llamero.storage import write_atomically
+from llamero.storage import sha256_file, write_atomically
 
 MODULE = "llamero.evaluation"
 CONFIG_FILE = "config.json"
@@ -64,6 +65,23 @@ def read_evaluation(folder: Path) -> EvaluationResult | None:
         return EvaluationResult.model_validate_json((folder / RESULT_FILE).read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def find_golden(folder: Path, evaluation: EvaluationResult) -> Path | None:
+    """The golden prompts in an evaluation's folder, whole; None where there are none (as of evaluations before there were any)."""
+    if not evaluation.golden_sha256:
+        return None
+    path = folder / golden_name(evaluation.golden_sha256)
+    return path if path.is_file() and sha256_file(path) == evaluation.golden_sha256 else None
+
+
+def lay_golden(folder: Path, evaluation: EvaluationResult, adapter: Path) -> str | None:
+    """Put an evaluation's golden prompts beside the adapter's files, which stay as they are; the file's sha256, None without any."""
+    path = find_golden(folder, evaluation)
+    if path is None:
+        return None
+    write_atomically(adapter / path.name, path.read_bytes())
+    return evaluation.golden_sha256
 
 
 def judge_and_report(

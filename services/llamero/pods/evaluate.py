@@ -4,6 +4,7 @@ An evaluation of the same base, adapter, data and prompts that an earlier attemp
 been edited since, is asked again.
 """
 
+import hashlib
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from llamero.pods.pod import AttemptFailure, Pod
 from llamero.pods.supervise import supervise
 from llamero.spec.adapter import AdapterFigures, AdapterSource, AdapterSpec
 from llamero.spec.job import FineTuneJob
-from llamero.spec.names import MANIFEST_NAME, AttemptFolder
+from llamero.spec.names import MANIFEST_NAME, AttemptFolder, golden_name
 from llamero.spec.results import AdapterManifest, DataResult, EvaluationResult, TrainingResult
 from llamero.spec.run import Phase
 from llamero.spec.status import EvaluationStatus, WorkKind
@@ -84,6 +85,7 @@ def evaluate_trained(
     pod.tell(PHASE, "publishing")
     adapter_uri = pod.settings.places.adapter(message.id.run, trained.adapter.sha256)
     keep_trying("the adapter", lambda: commit_folder(adapter, adapter_uri))
+    golden = publish_golden(output, figures, adapter_uri)
     seconds = {
         Phase.PREPARING.value: data.seconds,
         Phase.TRAINING.value: trained.result.seconds,
@@ -107,10 +109,20 @@ def evaluate_trained(
     keep_trying("the report", lambda: write_file(own.report_json, report_json.read_bytes()))
     keep_trying("the evaluation", lambda: commit_folder(output, own.evaluation))
     status = evaluation.describe_evaluation(figures, report.gate, own.prefix)
-    spec = describe_adapter(job, message, trained, status, adapter_uri)
+    spec = describe_adapter(job, message, trained, status, adapter_uri, golden)
     return outcome.model_copy(
         update={"evaluation": status, "adapter_uri": adapter_uri, "adapter_spec": spec.to_json_dict()}
     )
+
+
+def publish_golden(output: Path, figures: EvaluationResult, adapter_uri: str) -> str | None:
+    """Lay the golden prompts beside the published adapter; their sha256, None where there are none. Raises StorageError."""
+    path = evaluation.find_golden(output, figures)
+    if path is None:
+        return None
+    content = path.read_bytes()
+    keep_trying("the golden prompts", lambda: write_file(join_uri(adapter_uri, path.name), content))
+    return figures.golden_sha256
 
 
 def reuse_figures(config_path: Path, base: Base, trained: Trained, output: Path, pod: Pod) -> bool:
@@ -134,14 +146,34 @@ def reuse_figures(config_path: Path, base: Base, trained: Trained, output: Path,
         except ValueError:
             continue
         if found is not None and found.digest == digest and content is not None:
+            if not _bring_golden(place, found, output):
+                continue
             (output / evaluation.RESULT_FILE).write_bytes(content)
             log.info("this evaluation is finished already: %s", place.evaluation)
             return True
     return False
 
 
+def _bring_golden(place: AttemptFolder, found: EvaluationResult, output: Path) -> bool:
+    """Whether all golden prompts that an earlier evaluation made are there; they are put beside its figures."""
+    if not found.golden_sha256:
+        return True
+    name = golden_name(found.golden_sha256)
+    content = read_file(join_uri(place.evaluation, name))
+    if content is None or hashlib.sha256(content).hexdigest() != found.golden_sha256:
+        log.warning("the golden prompts of %s are gone or damaged: its evaluation is not used again", place.evaluation)
+        return False
+    (output / name).write_bytes(content)
+    return True
+
+
 def describe_adapter(
-    job: FineTuneJob, message: WorkMessage, trained: Trained, status: EvaluationStatus, uri: str
+    job: FineTuneJob,
+    message: WorkMessage,
+    trained: Trained,
+    status: EvaluationStatus,
+    uri: str,
+    golden_sha256: str | None = None,
 ) -> AdapterSpec:
     """The Adapter resource's spec."""
     manifest = trained.adapter
@@ -158,6 +190,7 @@ def describe_adapter(
         licenses=manifest.licenses[:MAX_LICENSES],
         terms=manifest.terms[:MAX_LICENSES],
         model=job.public_model_name,
+        golden_sha256=golden_sha256,
         figures=AdapterFigures(
             base_token_perplexity=status.base_token_perplexity,
             tuned_token_perplexity=status.tuned_token_perplexity,

@@ -349,6 +349,9 @@ class EvaluationResult(ResultModel):
         "", description="sha256 over base, adapter, held-out examples, prompts and settings: the same digest is reused."
     )
     notes: list[str] = Field(default_factory=list, description="What was measured otherwise than asked, and why.")
+    golden_sha256: str | None = Field(
+        None, description="sha256 of golden-<sha8>.json in the same folder (`spec.golden`); none where none was made."
+    )
 
 
 class GateResult(ResultModel):
