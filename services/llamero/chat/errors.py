@@ -22,6 +22,7 @@ class Problem:
 INVALID = Problem(400, "invalid_request_error", None)
 FOREIGN = Problem(403, "invalid_request_error", "forbidden")
 MODEL_NOT_FOUND = Problem(404, "invalid_request_error", "model_not_found")
+ANSWER_NOT_FOUND = Problem(404, "invalid_request_error", "answer_not_found")
 TOO_LARGE = Problem(413, "invalid_request_error", "body_too_large")
 UNPROCESSABLE = Problem(422, "invalid_request_error", None)
 OVERLOADED = Problem(429, "rate_limit_error", "engine_overloaded")

@@ -1,7 +1,11 @@
-"""Decides where a request goes: its model's route, the target by weight and caller, and the backends that have it. Pure."""
+"""Decides where a request goes: its model's route, the target by weight and caller, and the backend that has it. Pure.
+
+Asked anew before each try, with the routes of that moment: a request that waited for one backend never goes by old routes to
+the next.
+"""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from llamero.chat.errors import MODEL_NOT_FOUND, ChatError
@@ -10,20 +14,47 @@ from llamero.spec.routes import Backend, Route, Routes, Target
 BASE_ALIAS = "tgi"  # what TGI and the CPU engine call their base
 BUCKETS = 10_000
 
+Ask = tuple[str, str | None]
+"""A backend's URL and the adapter that it is asked for (None: its base)."""
+
+Busyness = tuple[int, int]
+"""Requests under way at a backend, and requests that it was ever sent: the less, the sooner it is asked."""
+
 
 @dataclass(frozen=True)
 class Destination:
-    """Backends that may answer, in the order to try them, and the model name to ask them for."""
+    """A backend that is to answer, for a target of a route."""
 
     route: Route
     target: Target
-    backends: tuple[Backend, ...]
+    backend: Backend
 
-    def upstream_model(self, backend: Backend) -> str:
-        """The name of the target at that backend."""
+    @property
+    def ask(self) -> Ask:
+        return self.backend.url, self.target.adapter
+
+    @property
+    def upstream_model(self) -> str:
+        """The name of the target at the backend."""
         if self.target.adapter is not None:
             return self.target.adapter
-        return self.route.model if backend.engine == "vllm" else BASE_ALIAS
+        return self.route.model if self.backend.engine == "vllm" else BASE_ALIAS
+
+    @property
+    def is_rendered_here(self) -> bool:
+        """Whether the prompt is rendered by the chat service: TGI and vLLM know their base's template alone."""
+        return self.target.template is not None and self.backend.engine != "cpu"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the chat service knows of backends at the moment."""
+
+    busy: Callable[[str], Busyness]
+    is_resting: Callable[[Ask], bool]
+
+
+IDLE = Standing(busy=lambda url: (0, 0), is_resting=lambda ask: False)
 
 
 def find_route(routes: Routes, model: str) -> Route:
@@ -50,14 +81,42 @@ def choose_target(route: Route, caller: str) -> Target | None:
     return None
 
 
-def choose_destination(routes: Routes, model: str, caller: str, busy: Mapping[str, int]) -> Destination:
-    """Where a request goes. `busy` are the requests under way by backend URL: the least busy is tried first.
+def order_targets(route: Route, caller: str) -> list[Target]:
+    """The caller's own target, then the others that have any weight, the heavier first: they answer where the first can't."""
+    own = choose_target(route, caller)
+    if own is None:
+        return []
+    others = [t for t in route.targets if t is not own and t.weight > 0]
+    return [own, *sorted(others, key=lambda t: -t.weight)]
 
-    A backend that lacks the target's adapter is never chosen; raises ChatError for an unknown model.
+
+def choose_destination(
+    routes: Routes,
+    model: str,
+    caller: str,
+    standing: Standing = IDLE,
+    tried: Set[Ask] = frozenset(),
+    given_up: Set[str | None] = frozenset(),
+) -> Destination | None:
+    """The backend to ask next; None where no target of the route has one left. Raises ChatError for an unknown model.
+
+    A backend that lacks the target's adapter is never chosen. `tried` has been asked for this request already; `given_up` are
+    adapters that failed it. Among able ones those that failed just now come last, and the least busy comes first.
     """
     route = find_route(routes, model)
-    target = choose_target(route, caller)
-    if target is None:
-        return Destination(route, Target(), ())
-    able = [b for b in routes.servers.get(route.server, []) if target.adapter is None or target.adapter in b.adapters]
-    return Destination(route, target, tuple(sorted(able, key=lambda b: busy.get(b.url, 0))))
+    backends = routes.servers.get(route.server, [])
+    for target in order_targets(route, caller):
+        if target.adapter in given_up:
+            continue
+        able = [
+            b
+            for b in backends
+            if (target.adapter is None or target.adapter in b.adapters) and (b.url, target.adapter) not in tried
+        ]
+        if able:
+            return Destination(route, target, min(able, key=lambda b: _rank(b, target, standing)))
+    return None
+
+
+def _rank(backend: Backend, target: Target, standing: Standing) -> tuple[bool, Busyness]:
+    return standing.is_resting((backend.url, target.adapter)), standing.busy(backend.url)

@@ -26,52 +26,8 @@ from llamero.model.errors import TemplateError as TemplateError
 from llamero.model.spans import Rendered, Spans, Tokens, encode_texts, mark, tokenise
 from llamero.model.wordings import ALPACA_WORDINGS
 from llamero.spec.records import Message
-
-# Alpaca's two prompts (tatsu-lab/stanford_alpaca, train.py): no line end after "### Response:". A system message takes the
-# preamble's place; `input` is the first user turn's input.
-_ALPACA = (
-    "{%- if messages[0]['role'] == 'system' -%}{{ messages[0]['content'] }}"
-    "{%- elif input -%}Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
-    "{%- else -%}Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.{%- endif -%}"
-    "{%- set turn = namespace(users=0) -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{%- set turn.users = turn.users + 1 -%}"
-    "{{ '\n\n### Instruction:\n' + message['content'] }}"
-    "{%- if input and turn.users == 1 -%}{{ '\n\n### Input:\n' + input }}{%- endif -%}"
-    "{%- elif message['role'] == 'tool' -%}{{ '\n\n### Input:\n' + message['content'] }}"
-    "{%- elif message['role'] == 'assistant' -%}{{ '\n\n### Response:' }}"
-    "{%- generation -%}{{ message['content'] + eos_token }}{%- endgeneration -%}"
-    "{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '\n\n### Response:' }}{%- endif -%}"
-)
-
-# Vicuna 1.1 (lm-sys/FastChat, conversation.py): turns end in a space, answers in the end-of-text token. The space before an
-# answer belongs to the answer: a prompt ends at "ASSISTANT:", and the model writes what follows.
-_VICUNA = (
-    "{%- if messages[0]['role'] == 'system' -%}{{ messages[0]['content'] + ' ' }}"
-    "{%- else -%}{{ 'A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions. ' }}{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{ 'USER: ' + message['content'] + ' ' }}"
-    "{%- elif message['role'] == 'tool' -%}{{ 'TOOL: ' + message['content'] + ' ' }}"
-    "{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT:' }}"
-    "{%- generation -%}{{ ' ' + message['content'] + eos_token }}{%- endgeneration -%}"
-    "{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
-)
-
-_CHATML = (
-    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{ message['content'] + '<|im_end|>' }}{%- endgeneration -%}{{ '\n' }}"
-    "{%- else -%}{{ message['content'] + '<|im_end|>\n' }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-
-TEMPLATES: dict[str, str] = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML}
-"""The named templates; `template_source` fits one to a tokenizer."""
+from llamero.spec.templates import CHATML_END, chatml_ending_with
+from llamero.spec.templates import TEMPLATES as TEMPLATES
 
 Turns = Sequence[Message] | Sequence[Mapping[str, str]]
 Row = tuple[Turns, str | None]
@@ -112,8 +68,8 @@ def template_source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     if not tokenizer.eos_token:
         raise TemplateError(f"{tokenizer.name_or_path} has no eos_token: set one in its tokenizer_config.json.")
     source = TEMPLATES[name]
-    if name == "chatml" and "<|im_end|>" not in tokenizer.get_added_vocab():
-        source = source.replace("<|im_end|>", tokenizer.eos_token)
+    if name == "chatml" and CHATML_END not in tokenizer.get_added_vocab():
+        source = chatml_ending_with(tokenizer.eos_token)
     return _bos_source(tokenizer) + source
 
 
