@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import yaml
 from pydantic import Field, ValidationError
 
+from llamero.lifecycle.serving.world import ServingLimits
 from llamero.lifecycle.world import Limits
 from llamero.spec.base import SpecModel
 from llamero.spec.validation import explain_errors
@@ -36,6 +37,7 @@ _IMAGE = r"^[a-zA-Z0-9][\w./:@-]*$"
 _LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 _STORAGE_URI = r"^[a-z][a-z0-9+.-]*://[^\s$]+$"
 _HTTP_URL = r"^https?://[^\s$]+$"
+_ADDRESS = r"^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"
 _KEY = r"^[-._a-zA-Z0-9]+$"
 _WORDS: dict[str, str] = {
     _DNS_LABEL: "a name: lower-case letters, digits and dashes, beginning and ending with a letter or digit",
@@ -46,6 +48,7 @@ _WORDS: dict[str, str] = {
     _LABEL_VALUE: "a label's value: letters, digits, dashes, underscores and dots (a number or a truth value stands in quotes)",
     _STORAGE_URI: "a URI, such as `s3://bucket/prefix`",
     _HTTP_URL: "an address that begins with http:// or https://",
+    _ADDRESS: "an address, such as `llamero-chat-inner.llamero.svc:8081`",
     _KEY: "a key: letters, digits, dashes, underscores and dots",
     QUANTITY_PATTERN: "a quantity, such as 500m, 2 or 16Gi",
 }
@@ -76,6 +79,15 @@ class ImageSettings(SpecModel):
         "llamero-data", description="Image of data workers and of the helpers: fetch, probe, clean, logs."
     )
     trainer: Image = Field("llamero-trainer", description="Image of training and evaluation.")
+    engine: Image = Field("llamero-engine", description="Image of the built-in CPU engine.")
+    agent: Image = Field("llamero-agent", description="Image of the agent beside each engine.")
+    chat: Image = Field("llamero-chat", description="Image of the chat service; the chart's Deployment uses it.")
+    tgi: Image = Field(
+        "llamero-tgi",
+        description="Image of text-generation-inference. `images/tgi` makes it from `ghcr.io/huggingface/text-generation-inference:3.3.7`, which "
+        "starts as root alone.",
+    )
+    vllm: Image = Field("vllm/vllm-openai:v0.28.0", description="Image of vLLM; 0.19 or later.")
 
 
 class StoragePolicy(StrEnum):
@@ -207,6 +219,37 @@ class HelperPodSettings(PodSettings):
     memory_limit: Quantity | None = _default("memory_limit", "2Gi")
 
 
+class TgiPodSettings(PodSettings):
+    """What a pod of text-generation-inference asks for and may use, besides its GPUs; a ModelServer may say otherwise."""
+
+    cpu_request: Quantity = _default("cpu_request", "4")
+    memory_request: Quantity = _default("memory_request", "32Gi")
+    memory_limit: Quantity | None = _default("memory_limit", "64Gi")
+    scratch: Quantity = _default("scratch", "100Gi")
+    shared_memory: Quantity | None = _default("shared_memory", "8Gi")
+
+
+class VllmPodSettings(TgiPodSettings):
+    """What a pod of vLLM asks for and may use, besides its GPUs; a ModelServer may say otherwise."""
+
+
+class CpuPodSettings(PodSettings):
+    """What a pod of the CPU engine asks for and may use; a ModelServer may say otherwise."""
+
+    cpu_request: Quantity = _default("cpu_request", "2")
+    memory_request: Quantity = _default("memory_request", "8Gi")
+    memory_limit: Quantity | None = _default("memory_limit", "32Gi")
+    scratch: Quantity = _default("scratch", "50Gi")
+
+
+class AgentPodSettings(PodSettings):
+    """What the agent asks for and may use, in the pod of its engine. Scratch and nodes are the engine's."""
+
+    cpu_request: Quantity = _default("cpu_request", "100m")
+    memory_request: Quantity = _default("memory_request", "256Mi")
+    memory_limit: Quantity | None = _default("memory_limit", "1Gi")
+
+
 class PodsSettings(SpecModel):
     """What each kind of pod asks for. Fields that are left out keep the kind's own default."""
 
@@ -218,6 +261,21 @@ class PodsSettings(SpecModel):
     helper: HelperPodSettings = Field(
         default_factory=HelperPodSettings,
         description="fetch, probe, clean and logs. With an object store as storage, fetch's scratch must hold a base model.",
+    )
+    tgi: TgiPodSettings = Field(
+        default_factory=TgiPodSettings,
+        description="text-generation-inference. With an object store as storage, scratch must hold the base model.",
+    )
+    vllm: VllmPodSettings = Field(
+        default_factory=VllmPodSettings,
+        description="vLLM. With an object store as storage, scratch must hold the base model.",
+    )
+    cpu: CpuPodSettings = Field(
+        default_factory=CpuPodSettings,
+        description="The CPU engine. With an object store as storage, scratch must hold the base model.",
+    )
+    agent: AgentPodSettings = Field(
+        default_factory=AgentPodSettings, description="The agent's containers in each engine's pod."
     )
 
 
@@ -298,6 +356,72 @@ class IntervalSettings(SpecModel):
     )
 
 
+Address = Annotated[str, Field(pattern=_ADDRESS, max_length=259)]
+
+
+class ServingSettings(SpecModel):
+    """How ModelServers are served, and how long what may take. Times are in seconds."""
+
+    enabled: bool = Field(True, description="Serve ModelServers and adapters; false: jobs publish adapters alone.")
+    chats: Annotated[list[Address], Field(max_length=16)] = Field(
+        default_factory=list,
+        description="The chat services' inner ports, `host:port`, each asked at all of its addresses: they tell how rollouts go and which "
+        "adapters are in use. The chart sets its own.",
+    )
+    poll_seconds: float = Field(10, ge=0.5, le=3_600, description="Time between two looks at a quiet server.")
+    busy_poll_seconds: float = Field(
+        1, ge=0.1, le=600, description="Time between two looks while something is under way."
+    )
+    timeout_seconds: float = Field(3, ge=0.1, le=60, description="An agent or a chat service answers within this.")
+    report_seconds: float = Field(
+        30,
+        ge=1,
+        le=3_600,
+        description="A pod whose agent was not heard for so long takes no requests, unless Kubernetes calls it ready.",
+    )
+    drain_seconds: float = Field(
+        120,
+        ge=0,
+        le=86_400,
+        description="An adapter that is routed away is unloaded once no request is under way to it, at the latest after this.",
+    )
+    settle_seconds: float = Field(
+        10,
+        ge=0,
+        le=3_600,
+        description="Where no chat service tells which routes it works by, new ones count as taken in after this.",
+    )
+    gather_seconds: float = Field(
+        60,
+        ge=0,
+        le=86_400,
+        description="Further finished jobs are waited for so long before an engine is restarted for them.",
+    )
+    crash_restarts: int = Field(
+        2, ge=1, le=100, description="Restarts of the engine in a new pod that count as a crash loop."
+    )
+    start_seconds: int = Field(
+        1_800,
+        ge=10,
+        le=86_400,
+        description="A new pod that is not ready after so long has failed: a big model takes its time.",
+    )
+    leave_seconds: int = Field(
+        15,
+        ge=1,
+        le=600,
+        description="A pod that is to end goes on taking requests for so long, until every chat service has new routes.",
+    )
+    finish_seconds: int = Field(
+        90, ge=1, le=3_600, description="Time that answers under way then have to come to their end."
+    )
+
+    @property
+    def grace_seconds(self) -> int:
+        """The engine pods' terminationGracePeriodSeconds: leaving, finishing, and some for the process itself."""
+        return self.leave_seconds + self.finish_seconds + 15
+
+
 class LeaseSettings(SpecModel):
     """Leader election, for two replicas of which one works."""
 
@@ -367,6 +491,7 @@ class OperatorSettings(SpecModel):
     client: ClientSettings = Field(default_factory=ClientSettings, description="How fast the API server may be asked.")
     concurrency: int = Field(8, ge=1, le=256, description="Jobs that are looked at side by side.")
     intervals: IntervalSettings = Field(default_factory=IntervalSettings, description="Times, in seconds.")
+    serving: ServingSettings = Field(default_factory=ServingSettings, description="How adapters are served.")
     lease: LeaseSettings = Field(default_factory=LeaseSettings, description="Leader election.")
     metrics_port: int = Field(9090, ge=0, le=65_535, description="Port of /metrics; 0: none.")
     health_port: int = Field(8080, ge=0, le=65_535, description="Port of /healthz and /readyz; 0: none.")
@@ -402,6 +527,22 @@ class OperatorSettings(SpecModel):
             known_gpu_classes=frozenset(self.gpu_classes),
             allowed_bases=tuple(self.allowed_bases),
             storage_problem=find_storage_problem(self.storage),
+        )
+
+    def to_serving_limits(self) -> ServingLimits:
+        """What decisions about ModelServers need of them."""
+        times = self.serving
+        return ServingLimits(
+            poll_seconds=times.poll_seconds,
+            busy_poll_seconds=times.busy_poll_seconds,
+            report_seconds=times.report_seconds,
+            drain_seconds=times.drain_seconds,
+            settle_seconds=times.settle_seconds,
+            gather_seconds=times.gather_seconds,
+            crash_restarts=times.crash_restarts,
+            start_seconds=float(times.start_seconds),
+            known_gpu_classes=frozenset(self.gpu_classes),
+            allowed_bases=tuple(self.allowed_bases),
         )
 
 
@@ -505,7 +646,7 @@ def _check(settings: OperatorSettings) -> Iterator[str]:
         yield f"storage: give exactly one of uri, claim and hostPath, not {' and '.join(given)}"
     if storage.secret_name and not storage.uri:
         yield "storage.secretName: it goes with storage.uri alone: remove it, or name a uri"
-    for name in ("data", "training", "evaluation", "helper"):
+    for name in PodsSettings.model_fields:
         yield from _check_pod(f"pods.{name}", getattr(settings.pods, name))
     lease = settings.lease
     # The election waits up to a fifth longer than it was told, so that candidates do not ask at the same moment.
@@ -514,6 +655,12 @@ def _check(settings: OperatorSettings) -> Iterator[str]:
             "lease: retrySeconds and a fifth more must be below renewSeconds, and that below durationSeconds, so that a leader stops "
             "before another starts"
         )
+    times = settings.serving
+    if times.busy_poll_seconds > times.poll_seconds:
+        yield f"serving.busyPollSeconds: must be at most serving.pollSeconds ({times.poll_seconds:g}), not {times.busy_poll_seconds:g}"
+    for address in times.chats:
+        if not 0 < int(address.rpartition(":")[2]) <= 65_535:
+            yield f"serving.chats: `{address}` has no port between 1 and 65535 behind its colon"
     if settings.client.burst < settings.client.qps:
         yield f"client.burst: must be at least client.qps ({settings.client.qps:g}), not {settings.client.burst}"
     if settings.metrics_port == settings.health_port != 0:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llamero.spec.asked import list_language_models, show_path
 from llamero.spec.job import FineTuneJob, SecretRef
+from llamero.spec.server import ModelServer
 from llamero.spec.status import WorkKind
 from llamero.spec.tasks import AttemptId
 from llamero_operator.resources.quantities import round_up_cores
@@ -99,11 +100,18 @@ def _check_secrets(refs: list[tuple[str, str, SecretRef]], settings: OperatorSet
             )
 
 
+def find_server_secret_problems(server: ModelServer, settings: OperatorSettings) -> tuple[str, ...]:
+    """What keeps a ModelServer's secret from being its agent's environment, a sentence each."""
+    ref = server.spec.base_model.secret_ref
+    refs = [("base", "spec.baseModel.secretRef", ref)] if ref is not None else []
+    return tuple(_check_secrets(refs, settings))
+
+
 def build_secret_environment(job: FineTuneJob, kind: WorkKind) -> list[Manifest]:
     """The job's secrets as variables named by their keys, as on a laptop."""
     wanted = _SECRETS_OF[kind]
     by_key = {ref.key: ref.name for owner, _, ref in list_secret_refs(job) if owner in wanted}
-    return [_from_secret(key, name, key) for key, name in sorted(by_key.items())]
+    return [variable_from_secret(key, name, key) for key, name in sorted(by_key.items())]
 
 
 # -- what every pod finds ------------------------------------------------------------------------------------------------------
@@ -113,7 +121,7 @@ def build_attempt_environment(attempt: AttemptId, queue: str, settings: Operator
     """Which attempt this is, and where its storage, scratch, queue and answer are."""
     is_celery = attempt.kind in (WorkKind.PREPARE, WorkKind.TRAIN, WorkKind.EVALUATE)
     return [
-        *_plain(
+        *plain_variables(
             {
                 "LLAMERO_ATTEMPT": attempt.model_dump_json(by_alias=True),
                 "LLAMERO_STORAGE": settings.storage_root,
@@ -124,12 +132,12 @@ def build_attempt_environment(attempt: AttemptId, queue: str, settings: Operator
                 "LLAMERO_GRACE_SECONDS": str(settings.intervals.grace_seconds),
             }
         ),
-        _from_field("LLAMERO_POD_UID", "metadata.uid"),
-        _from_field("LLAMERO_POD_NAME", "metadata.name"),
-        _from_field("LLAMERO_NODE", "spec.nodeName"),
-        _from_field("POD_IP", "status.podIP"),
+        variable_from_field("LLAMERO_POD_UID", "metadata.uid"),
+        variable_from_field("LLAMERO_POD_NAME", "metadata.name"),
+        variable_from_field("LLAMERO_NODE", "spec.nodeName"),
+        variable_from_field("POD_IP", "status.podIP"),
         # A helper works without Redis too: it tells no progress then.
-        _from_secret("LLAMERO_REDIS_URL", REDIS_SECRET, REDIS_KEY, optional=not is_celery),
+        variable_from_secret("LLAMERO_REDIS_URL", REDIS_SECRET, REDIS_KEY, optional=not is_celery),
     ]
 
 
@@ -139,7 +147,7 @@ def build_process_environment(pod: PodSettings) -> list[Manifest]:
     if pod.cpu_limit is not None:
         # Libraries count the node's cores, not the limit's, and would be throttled.
         variables["OMP_NUM_THREADS"] = str(round_up_cores(pod.cpu_limit))
-    return _plain(variables)
+    return plain_variables(variables)
 
 
 def build_hub_environment(hub: HubSettings) -> list[Manifest]:
@@ -155,23 +163,26 @@ def build_hub_environment(hub: HubSettings) -> list[Manifest]:
     for name, value in proxy.items():
         if value:
             variables |= {name: value, name.lower(): value}  # programs read one or the other
-    return _plain(variables)
+    return plain_variables(variables)
 
 
-def _plain(variables: Mapping[str, str]) -> list[Manifest]:
-    return [{"name": name, "value": _escape(value)} for name, value in variables.items()]
+def plain_variables(variables: Mapping[str, str]) -> list[Manifest]:
+    """Variables whose values stand in the manifest as they are."""
+    return [{"name": name, "value": escape_dollars(value)} for name, value in variables.items()]
 
 
-def _escape(value: str) -> str:
+def escape_dollars(value: str) -> str:
     """Kubernetes expands `$(NAME)` in values; `$$` is a dollar."""
     return value.replace("$", "$$")
 
 
-def _from_field(name: str, field: str) -> Manifest:
+def variable_from_field(name: str, field: str) -> Manifest:
+    """A variable with a field of the pod itself (downward API)."""
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}
 
 
-def _from_secret(name: str, secret: str, key: str, optional: bool = False) -> Manifest:
+def variable_from_secret(name: str, secret: str, key: str, optional: bool = False) -> Manifest:
+    """A variable from a key of a Secret of the pod\'s namespace."""
     reference: Manifest = {"name": secret, "key": key}
     if optional:
         reference["optional"] = True

@@ -57,18 +57,11 @@ def build_pod_template(
         "image": settings.images.trainer if kind in (WorkKind.TRAIN, WorkKind.EVALUATE) else settings.images.data,
         "command": command,
         "env": env,
-        "resources": _resources(pod, gpu, gpus),
-        "volumeMounts": _mounts(pod, settings),
+        "resources": build_resources(pod, gpu, gpus),
+        "volumeMounts": build_mounts(pod, settings),
         "terminationMessagePath": environment.TERMINATION_PATH,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "privileged": False,
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": build_container_security(),
     }
     if settings.image_pull_policy is not None:
         container["imagePullPolicy"] = settings.image_pull_policy
@@ -82,10 +75,10 @@ def build_pod_template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": settings.intervals.grace_seconds,
-        "securityContext": _pod_security(settings),
+        "securityContext": build_pod_security(settings),
         "containers": [container],
-        "volumes": _volumes(pod, settings),
-        **_placement(pod, gpu, settings),
+        "volumes": build_volumes(pod, settings),
+        **build_placement(pod, gpu, settings),
     }
     return {"metadata": metadata, "spec": spec}
 
@@ -98,7 +91,7 @@ def find_gpu_class(name: str | None, settings: OperatorSettings) -> GpuClass:
     if name not in settings.gpu_classes:
         known = ", ".join(settings.gpu_classes) or "none"
         raise UnknownGpuClass(
-            f"the GPU class `{name}` is not in the operator's settings (there: {known}): name one of those in training.resources.gpuClass"
+            f"the GPU class `{name}` is not in the operator's settings (there: {known}): name one of those"
         )
     return settings.gpu_classes[name]
 
@@ -115,7 +108,7 @@ def settings_of_pod(kind: WorkKind, settings: OperatorSettings) -> PodSettings:
             return settings.pods.helper
 
 
-def _resources(pod: PodSettings, gpu: GpuClass | None, gpus: int) -> Manifest:
+def build_resources(pod: PodSettings, gpu: GpuClass | None, gpus: int) -> Manifest:
     # The node counts scratch, /tmp and the log as the pod's ephemeral storage.
     ephemeral = pod.ephemeral_limit or add_quantities(pod.scratch, TEMPORARY_SIZE, LOG_ALLOWANCE)
     requests = {"cpu": pod.cpu_request, "memory": pod.memory_request, "ephemeral-storage": pod.ephemeral_request}
@@ -129,7 +122,7 @@ def _resources(pod: PodSettings, gpu: GpuClass | None, gpus: int) -> Manifest:
     return {"requests": requests, "limits": limits}
 
 
-def _volumes(pod: PodSettings, settings: OperatorSettings) -> list[Manifest]:
+def build_volumes(pod: PodSettings, settings: OperatorSettings) -> list[Manifest]:
     volumes: list[Manifest] = [
         {"name": "scratch", "emptyDir": {"sizeLimit": pod.scratch}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TEMPORARY_SIZE}},
@@ -148,7 +141,7 @@ def _volumes(pod: PodSettings, settings: OperatorSettings) -> list[Manifest]:
     return volumes
 
 
-def _mounts(pod: PodSettings, settings: OperatorSettings) -> list[Manifest]:
+def build_mounts(pod: PodSettings, settings: OperatorSettings) -> list[Manifest]:
     mounts: list[Manifest] = [
         {"name": "scratch", "mountPath": environment.SCRATCH_PATH},
         {"name": "tmp", "mountPath": environment.TEMPORARY_PATH},
@@ -162,7 +155,19 @@ def _mounts(pod: PodSettings, settings: OperatorSettings) -> list[Manifest]:
     return mounts
 
 
-def _pod_security(settings: OperatorSettings) -> Manifest:
+def build_container_security() -> Manifest:
+    """A container without rights, as the Pod Security Standards' `restricted` wants it, on a root that it can't write to."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def build_pod_security(settings: OperatorSettings) -> Manifest:
     ids = {
         "runAsUser": settings.security.uid,
         "runAsGroup": settings.security.gid,
@@ -175,7 +180,7 @@ def _pod_security(settings: OperatorSettings) -> Manifest:
     return context
 
 
-def _placement(pod: PodSettings, gpu: GpuClass | None, settings: OperatorSettings) -> Manifest:
+def build_placement(pod: PodSettings, gpu: GpuClass | None, settings: OperatorSettings) -> Manifest:
     """Where the pod may run and under whose name; only what is set, so that the API server's defaults stay."""
     selector = dict(pod.node_selector) | (dict(gpu.node_selector) if gpu else {})
     tolerations = _tolerations([*pod.tolerations, *(gpu.tolerations if gpu else [])])

@@ -158,6 +158,8 @@ LABEL_SERVER = f"{GROUP}/server"
 LABEL_SERVER_UID = f"{GROUP}/server-uid"
 SERVED_FINALIZER = f"{GROUP}/served"
 """On an Adapter while engines have it, so that its deletion waits until no request can go to it."""
+GATHERED_ANNOTATION = f"{GROUP}/gathered"
+"""On the pods of an engine that reads its adapters at start: the served ids that they were started with, a JSON list."""
 ROUTES_NAME = "llamero-routes"
 """The ConfigMap with the routes, in the operator's namespace; its one key is ROUTES_KEY."""
 ROUTES_KEY = "routes.json"
@@ -336,6 +338,8 @@ def base_key(name: str, revision: str) -> str:
 ENGINE_PORT, AGENT_PORT = 8080, 8090
 ENGINE_CONTAINER, AGENT_CONTAINER, FETCH_CONTAINER = "engine", "agent", "fetch"
 WANTED_KEY = "wanted.json"
+ENGINE_BASE_NAME = "tgi"
+"""What each engine calls its base model in requests: TGI knows no other name for it."""
 MAX_SERVER_NAME = 40
 
 

@@ -67,7 +67,7 @@ class ServerResourcesSpec(SpecModel):
     cpu: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$", max_length=16)] | None = Field(
         None, description="CPU that the scheduler sets aside, such as `4` or `500m`."
     )
-    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[EPTGMk]?i?$", max_length=16)] | None = Field(
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=16)] | None = Field(
         None, description="Memory of a pod (request and limit), such as `32Gi`."
     )
 

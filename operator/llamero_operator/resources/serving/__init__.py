@@ -1,0 +1,1 @@
+"""What a ModelServer comes to in the cluster, built purely: Deployment, Service, PodDisruptionBudget, HorizontalPodAutoscaler, ConfigMap."""
