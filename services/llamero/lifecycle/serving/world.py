@@ -65,6 +65,7 @@ class EnginePodView:
     uid: str
     created_at: datetime
     ip: str = ""
+    url: str = ""  # the engine's, where it does not answer at `ip` and names.ENGINE_PORT: on a laptop
     ready: bool = False  # Kubernetes' Ready condition
     deleting: bool = False
     phase: str = "Pending"
