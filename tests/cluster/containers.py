@@ -1,8 +1,8 @@
 """Containers as local processes: start, end, exit code, termination message, and everything they started.
 
 A container's processes are known by a variable in their environment, `container`, so that children in sessions of their
-own end with it as in a pid namespace. Its root folder is not the image's: commands resolve in the checkout's virtual
-environment, then in the machine's PATH.
+own end with it as in a pid namespace. Its root folder is not the image's: commands resolve in the folders of
+programs that the runtime was given (stand-ins for what an image would hold), in the checkout's virtual environment, then in the machine's PATH.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,15 @@ class ProcessRuntime:
     needs_files = True
     has_probes = True
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Sequence[Path] = (), environment: Mapping[str, str] | None = None) -> None:
+        """`programs` are folders of executables before all others; `environment` is what every container has unless it says otherwise."""
+        self._path = ":".join(str(folder) for folder in (*programs, REPOSITORY / ".venv" / "bin", SYSTEM_PATH))
+        self._environment = dict(environment or {})
         kill_orphans()
 
     async def start(self, launch: Launch) -> Running:
         """Raises LaunchError where the command can't be found or executed."""
-        return ContainerProcess(await asyncio.to_thread(_start, launch))
+        return ContainerProcess(await asyncio.to_thread(_start, launch, {**self._environment, "PATH": self._path}))
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,12 @@ class Started:
     scratch: Path
 
 
-def _start(launch: Launch) -> Started:
+def _start(launch: Launch, given: Mapping[str, str]) -> Started:
     launch.folder.mkdir(parents=True, exist_ok=True)
     message_file = launch.folder / f"{launch.restart}.message"
     message_file.touch()
     scratch = _scratch(launch)
-    environment = {**_base_environment(launch, scratch), **_translated(launch, message_file)}
+    environment = {**_base_environment(launch, scratch), **given, **_translated(launch, message_file)}
     environment.update(launch.node_environment)
     command = [
         _word(expand(word, launch.environment), launch, message_file)
@@ -106,7 +109,6 @@ def _base_environment(launch: Launch, scratch: Path) -> dict[str, str]:
     home.mkdir(exist_ok=True)
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return {
-        "PATH": f"{REPOSITORY / '.venv' / 'bin'}:{SYSTEM_PATH}",
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "TMPDIR": str(scratch / "tmp"),
