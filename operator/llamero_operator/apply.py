@@ -15,7 +15,8 @@ from llamero.kube import Conflict, Kube, NotFound, Refused
 from llamero.kube import children as kube_children
 from llamero.kube import jobs as kube_jobs
 from llamero.kube.events import EventRecorder
-from llamero.lifecycle.world import Decision, Work, World
+from llamero.kube.servers import ensure_server
+from llamero.lifecycle.world import Decision, Publication, Work, World
 from llamero.spec import names
 from llamero.spec.status import WorkKind
 from llamero.spec.tasks import AttemptId
@@ -24,6 +25,7 @@ from llamero_operator.desired import build_child, child_name
 from llamero_operator.messages import PLAIN_KINDS, attempt_id, build_message
 from llamero_operator.metrics import Metrics
 from llamero_operator.resources.adapter import build_adapter
+from llamero_operator.resources.default_server import build_default_server
 from llamero_operator.resources.redis_secret import build_redis_secret
 from llamero_operator.settings import OperatorSettings
 from llamero_operator.store import JobRecord, Store
@@ -142,15 +144,30 @@ async def _publish(tools: Tools, world: World, decision: Decision) -> dict[str, 
     if publication is None:
         return {}
     known = world.adapters.get(publication.name)
-    if known is not None and known.sha256 == publication.spec.sha256:
+    if known is None or known.sha256 != publication.spec.sha256:
+        try:
+            created = await kube_children.ensure_adapter(tools.kube, build_adapter(publication, world.namespace))
+        except Refused as error:
+            logger.warning("the Adapter %s could not be published: %s", publication.name, error)
+            return {publication.name: str(error)}
+        tools.store.put("adapters", created)
+        logger.info("published Adapter %s", publication.name)
+    return await _ensure_server(tools, world, publication)
+
+
+async def _ensure_server(tools: Tools, world: World, publication: Publication) -> dict[str, str]:
+    """The ModelServer that the Adapter is for, where there is none of the name: nobody owns it, and it outlives the job."""
+    server = publication.server
+    if server is None or world.servers is None or server.name in world.servers:
         return {}
     try:
-        created = await kube_children.ensure_adapter(tools.kube, build_adapter(publication, world.namespace))
+        created = await ensure_server(tools.kube, build_default_server(server, world.namespace))
     except Refused as error:
-        logger.warning("the Adapter %s could not be published: %s", publication.name, error)
-        return {publication.name: str(error)}
-    tools.store.put("adapters", created)
-    logger.info("published Adapter %s", publication.name)
+        logger.warning("the ModelServer %s could not be made: %s", server.name, error)
+        return {server.name: str(error)}
+    if created is not None:
+        tools.store.put("modelservers", created)
+        logger.info("made ModelServer %s", server.name)
     return {}
 
 

@@ -4,19 +4,20 @@ kopf only watches: indexes put each object into the store, and each change puts 
 `lifecycle.jobs.decide`, pure; carrying it out is `apply`.
 """
 
-import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import kopf
 
-from llamero.kube import Away, Conflict, KubeError, NotFound
+from llamero.kube import KubeError, NotFound
 from llamero.kube import jobs as kube_jobs
+from llamero.kube.objects import Resource
 from llamero.lifecycle.settling import SETTLE_SECONDS, may_settle
 from llamero.lifecycle.world import Capabilities, Decision, Limits, World
 from llamero.spec import names
@@ -26,7 +27,7 @@ from llamero_operator import logs, observe
 from llamero_operator.apply import Tools, apply
 from llamero_operator.desired import find_cluster_problems
 from llamero_operator.health import Vitals
-from llamero_operator.metrics import Stopwatch
+from llamero_operator.passes import Passes
 from llamero_operator.store import KINDS, JobRecord, Key
 from llamero_operator.workqueue import WorkQueue
 
@@ -43,7 +44,7 @@ NEWS_SECONDS = {"pods": 0.05, "jobs": 0.05}
 WITHOUT_RUN = frozenset({WorkKind.FETCH, WorkKind.PROBE, WorkKind.CLEAN, WorkKind.LOGS})
 
 
-class Reconciler:
+class Reconciler(Passes):
     """Looks at jobs, one pass a job at a time."""
 
     def __init__(
@@ -55,8 +56,8 @@ class Reconciler:
         capabilities: Capabilities,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        super().__init__(queue, tools.metrics.reconciles)
         self.tools = tools
-        self.queue = queue
         self._vitals = vitals
         self._decide = decide
         self._capabilities = capabilities
@@ -65,7 +66,6 @@ class Reconciler:
         self._refused: dict[Key, dict[str, str]] = {}
         self._departed: dict[Key, str] = {}
         self._unsettled: dict[Key, float] = {}  # since when a status that may wait has not been written
-        self._gate = asyncio.Event()
 
     # Events
 
@@ -74,7 +74,7 @@ class Reconciler:
         job = self.tools.store.put(kind, thing)
         if job is None:
             return  # nothing new: our own write, or an older version
-        if self._gate.is_set():
+        if self.is_open:
             self.queue.add_after(job, NEWS_SECONDS.get(kind, 0.0))
         else:
             spread = min(START_SECONDS_LIMIT, START_SECONDS_PER_JOB * len(self.tools.store.jobs))
@@ -91,47 +91,13 @@ class Reconciler:
             self._departed[job] = metadata["uid"]
         self.queue.add(job)
 
-    def open_gate(self) -> None:
-        """Everything that exists has been seen: passes may begin."""
-        self._gate.set()
-
     # Passes
 
-    async def work(self) -> None:
-        """Takes keys from the queue until it is closed."""
-        await self._gate.wait()
-        while (key := await self.queue.get()) is not None:
-            with logs.about(namespace=key[0], job=key[1]):
-                try:
-                    await self._pass(key)
-                finally:
-                    self.queue.done(key)
-                    self._vitals.last_pass = time.monotonic()
+    def about(self, key: Key) -> AbstractContextManager[None]:
+        return logs.about(namespace=key[0], job=key[1])
 
-    async def _pass(self, key: Key) -> None:
-        watch = Stopwatch()
-        outcome = "error"
-        try:
-            wake_after = await self.reconcile(key)
-            outcome = "done"
-            self.queue.succeeded(key)
-            if wake_after is not None:
-                self.queue.add_after(key, wake_after)
-        except Conflict as error:
-            outcome = "conflict"
-            logger.debug("the job has changed meanwhile: %s", error)
-            await self._refresh(key)
-        except Away as error:
-            outcome = "away"
-            wait = self.queue.add_failed(key)
-            logger.warning("%s: next pass in %.1f s", error, wait)
-        except Exception as error:
-            wait = self.queue.add_failed(key)
-            if isinstance(error, KubeError):
-                logger.error("the pass failed, next one in %.1f s: %s", wait, error)
-            else:
-                logger.exception("the pass failed, next one in %.1f s", wait)
-        self.tools.metrics.reconciles.labels(outcome).observe(watch.seconds)
+    def ended(self) -> None:
+        self._vitals.last_pass = time.monotonic()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass. Returns the seconds to the next one where nothing happens before. Raises KubeError."""
@@ -206,6 +172,8 @@ class Reconciler:
             progress=progress,
             redis_problem=tools.broker.problem,
             adapters=tools.store.adapters(key),
+            adapter_statuses=tools.store.adapter_statuses(key),
+            servers=tools.store.serving.server_names(key[0]) if tools.settings.serving.enabled else None,
             has_storage=tools.settings.cleans_storage and key[0] not in tools.namespaces.ending,
             capabilities=self._capabilities,
             log_request=observe.read_log_request(record.raw),
@@ -228,7 +196,7 @@ class Reconciler:
         )
         return (await self.tools.broker.read_progress([attempt]))[0]
 
-    async def _refresh(self, key: Key) -> None:
+    async def refresh(self, key: Key) -> None:
         """Reads a job anew whose write was refused as outdated: the watch may lag behind."""
         try:
             self.tools.store.put("finetunejobs", await kube_jobs.observe_job(self.tools.kube, *key))
@@ -240,26 +208,42 @@ class Reconciler:
         self.queue.add_after(key, CONFLICT_SECONDS * random.uniform(1, 2))
 
 
-def build_registry(reconciler: Reconciler) -> kopf.OperatorRegistry:
+def build_registry(
+    reconciler: Reconciler, kinds: Mapping[str, Resource] = KINDS, opened: Callable[[], None] = lambda: None
+) -> kopf.OperatorRegistry:
     """kopf's handlers: an index a kind, which fills the store, and an event handler, which sees deletions.
 
-    kopf runs event handlers only when every index is complete: the first of them opens the gate to the first pass.
+    kopf runs event handlers only when every index is complete: the first of them opens the gate to the first pass, and calls `opened`.
     """
     registry = kopf.OperatorRegistry()
-    for kind, resource in KINDS.items():
-        _, _, group_version = resource.prefix.rpartition("/apis/")
-        group, _, version = group_version.partition("/") if "/apis/" in resource.prefix else ("", "", "v1")
-        _register(registry, reconciler, kind, group, version)
+    for kind, resource in kinds.items():
+        _register(registry, reconciler, kind, *split_prefix(resource), opened)
     return registry
 
 
-def _register(registry: kopf.OperatorRegistry, reconciler: Reconciler, kind: str, group: str, version: str) -> None:
+def split_prefix(resource: Resource) -> tuple[str, str]:
+    """(group, version) of a kind, as kopf wants them."""
+    _, _, group_version = resource.prefix.rpartition("/apis/")
+    group, _, version = group_version.partition("/") if "/apis/" in resource.prefix else ("", "", "v1")
+    return group, version
+
+
+def _register(
+    registry: kopf.OperatorRegistry,
+    reconciler: Reconciler,
+    kind: str,
+    group: str,
+    version: str,
+    opened: Callable[[], None],
+) -> None:
     @kopf.index(group, version, kind, id=f"see-{kind}", registry=registry)
     async def see(body: kopf.Body, **_: Any) -> None:
         reconciler.see(kind, dict(body))
 
     @kopf.on.event(group, version, kind, id=f"gone-{kind}", registry=registry)
     async def gone(event: kopf.RawEvent, **_: Any) -> None:
-        reconciler.open_gate()
+        if not reconciler.is_open:
+            reconciler.open_gate()
+            opened()
         if event["type"] == "DELETED":
             reconciler.see_gone(kind, event["object"])

@@ -27,6 +27,9 @@ class Vitals:
     last_pass: float | None = None
     oldest_waiting: Callable[[], float] = lambda: 0.0
     """Seconds that the key at the queue's head has waited."""
+    last_server_pass: float | None = None
+    oldest_server_waiting: Callable[[], float] = lambda: 0.0
+    """The same of the servers' queue."""
     stage: str = "starting"  # starting, waiting (for the lease), working, stopping
     expected: frozenset[str] = frozenset()
     """The kinds that are watched."""
@@ -58,6 +61,7 @@ class Vitals:
             "lastEventAgeSeconds": {kind: round(now - at, 1) for kind, at in sorted(dict(self.watches).items())},
             "lastPassAgeSeconds": None if self.last_pass is None else round(now - self.last_pass, 1),
             "oldestWaitingSeconds": round(self.oldest_waiting(), 1),
+            "oldestServerWaitingSeconds": round(self.oldest_server_waiting(), 1),
         }
 
 
@@ -72,10 +76,15 @@ def find_problems(vitals: Vitals, now: float) -> list[str]:
     for kind, at in sorted(dict(vitals.watches).items()):
         if now - at > limit:
             problems.append(f"the watch of {kind} has shown no sign of life for {now - at:.0f} s")
-    waited = vitals.oldest_waiting()
-    since = vitals.last_pass if vitals.last_pass is not None else vitals.started
-    if waited > limit and now - since > limit:
-        problems.append(f"a job has waited {waited:.0f} s for its pass, and none has ended for {now - since:.0f} s")
+    for thing, waited, last in (
+        ("job", vitals.oldest_waiting(), vitals.last_pass),
+        ("server", vitals.oldest_server_waiting(), vitals.last_server_pass),
+    ):
+        since = last if last is not None else vitals.started
+        if waited > limit and now - since > limit:
+            problems.append(
+                f"a {thing} has waited {waited:.0f} s for its pass, and none has ended for {now - since:.0f} s"
+            )
     return problems
 
 

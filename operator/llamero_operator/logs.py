@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from llamero_operator.settings import LogSettings
 
-FIELDS = ("namespace", "job", "run", "phase", "attempt")
+FIELDS = ("namespace", "job", "server", "run", "phase", "attempt")
 _subject: ContextVar[Mapping[str, Any]] = ContextVar("llamero_log_subject", default=MappingProxyType({}))
 
 _PASSWORD_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@/]+@", re.IGNORECASE)

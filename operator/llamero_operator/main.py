@@ -12,16 +12,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import aiohttp
 import kopf
 
 from llamero import __version__
 from llamero.kube import Away, ClientOptions, Kube, KubeError, Refused, connect
-from llamero.kube.discovery import observe_capabilities, observe_kinds
+from llamero.kube.discovery import observe_capabilities, observe_kinds, observe_serving_capabilities
 from llamero.kube.events import EventRecorder
+from llamero.kube.objects import Resource
 from llamero.lifecycle.jobs import decide
+from llamero.lifecycle.serving.world import ServingCapabilities
 from llamero.lifecycle.world import Capabilities
 from llamero.spec import names
 from llamero.spec.status import JobPhase, WorkKind
@@ -29,13 +31,14 @@ from llamero_operator import logs
 from llamero_operator.apply import Tools
 from llamero_operator.broker import Broker
 from llamero_operator.forgetful import NoDifferences, NoProgress
-from llamero_operator.handlers import Reconciler, build_registry
+from llamero_operator.handlers import Reconciler, build_registry, split_prefix
 from llamero_operator.health import HealthServer, Vitals
 from llamero_operator.lease import Lease
 from llamero_operator.messages import PLAIN_KINDS
 from llamero_operator.metrics import Metrics
+from llamero_operator.serving.serve import Serving
 from llamero_operator.settings import SETTINGS_VARIABLE, OperatorSettings, load_settings_or_exit
-from llamero_operator.store import KINDS, SELECTORS, Key, Store
+from llamero_operator.store import ALL_KINDS, SELECTORS, Key, Store, watched_kinds
 from llamero_operator.watchdog import Audit, Watchdog, audit_for_ever, build_listener
 from llamero_operator.workqueue import WorkQueue
 
@@ -50,6 +53,7 @@ INACTIVITY_SECONDS = 70.0
 """Bookmarks come every minute."""
 QUEUED_KINDS = frozenset(WorkKind) - PLAIN_KINDS
 REQUIRED_KINDS = frozenset({names.PLURAL, names.ADAPTER_PLURAL})
+SERVING_REQUIRED_KINDS = REQUIRED_KINDS | {names.SERVER_PLURAL}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,7 +106,7 @@ async def _serve(settings: OperatorSettings, vitals: Vitals, metrics: Metrics, s
             metrics.forbid_writes_by(lease.fence)
         metrics.leader.set(1)
         try:
-            if await _unless_stopped(_wait_for_kinds(kube), stop) is None:
+            if await _unless_stopped(_wait_for_kinds(kube, settings.serving.enabled), stop) is None:
                 return 0
             return await _work(settings, kube, vitals, metrics, capabilities, stop)
         finally:
@@ -121,15 +125,24 @@ async def _work(
 ) -> int:
     """Watches and works until told to stop."""
     broker, store, queue = Broker(settings.redis_url), Store(), WorkQueue[Key]()
-    tools = Tools(kube, broker, store, EventRecorder(kube, names.FIELD_MANAGER), settings, metrics)
+    events = EventRecorder(kube, names.FIELD_MANAGER)
+    tools = Tools(kube, broker, store, events, settings, metrics)
     reconciler = Reconciler(tools, queue, vitals, decide, capabilities)
     vitals.oldest_waiting = lambda: queue.oldest_seconds
-    vitals.work(KINDS)
+    kinds = watched_kinds(settings.serving.enabled)
+    vitals.work(kinds)
+    serving = None
+    if settings.serving.enabled:
+        offered = await _unless_stopped(_wait_for_offers(kube), stop)
+        if offered is None:
+            await broker.close()
+            return 0
+        serving = Serving(kube, store, events, settings, metrics, vitals, offered)
     audit = Audit(kube, store, settings.namespaces, queue.add)
     workers = [asyncio.create_task(reconciler.work(), name=f"worker-{n}") for n in range(settings.concurrency)]
     background = [
         asyncio.create_task(audit_for_ever(audit, vitals.watchdog_seconds / 2, vitals), name="audit"),
-        asyncio.create_task(_show_for_ever(tools, queue, vitals), name="gauges"),
+        asyncio.create_task(_show_for_ever(tools, queue, vitals, serving), name="gauges"),
     ]
     sessions: list[aiohttp.ClientSession] = []
 
@@ -140,7 +153,7 @@ async def _work(
     try:
         others = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
-            registry=_build_registry(reconciler, kube.server, open_session),
+            registry=_build_registry(reconciler, kinds, serving, kube.server, open_session),
             settings=build_kopf_settings(vitals.watchdog_seconds),
             standalone=True,
             clusterwide=not settings.namespaces,
@@ -161,6 +174,8 @@ async def _work(
         _, late = await asyncio.wait(workers, timeout=STOP_SECONDS)
         for task in late:
             task.cancel()
+        if serving is not None:
+            await serving.close()
         for session in sessions:
             await session.close()
         await broker.close()
@@ -177,9 +192,13 @@ def _listen_to_signals(stop: asyncio.Event) -> None:
 
 
 def _build_registry(
-    reconciler: Reconciler, server: str, open_session: Callable[[], aiohttp.ClientSession]
+    reconciler: Reconciler,
+    kinds: Mapping[str, Resource],
+    serving: Serving | None,
+    server: str,
+    open_session: Callable[[], aiohttp.ClientSession],
 ) -> kopf.OperatorRegistry:
-    registry = build_registry(reconciler)
+    registry = build_registry(reconciler, kinds, serving.open_gate if serving is not None else lambda: None)
 
     @kopf.on.login(registry=registry)
     async def login(**_: object) -> kopf.AiohttpSession:
@@ -219,8 +238,7 @@ def build_kopf_settings(watchdog_seconds: float) -> kopf.OperatorSettings:
     settings.persistence.diffbase_storage = NoDifferences()
     settings.persistence.progress_storage = NoProgress()
     for kind, selector in SELECTORS.items():
-        group = "batch" if kind == "jobs" else ""
-        settings.watching.label_selectors[group, "v1", kind] = selector
+        settings.watching.label_selectors[(*split_prefix(ALL_KINDS[kind]), kind)] = selector
     return settings
 
 
@@ -252,10 +270,20 @@ async def _wait_for_server(kube: Kube) -> Capabilities:
         return found
 
 
-async def _wait_for_kinds(kube: Kube) -> bool:
+async def _wait_for_offers(kube: Kube) -> ServingCapabilities:
     while True:
         try:
-            missing = REQUIRED_KINDS - await observe_kinds(kube)
+            return await observe_serving_capabilities(kube)
+        except KubeError as error:
+            logger.warning("%s: trying again", error)
+        await asyncio.sleep(START_RETRY_SECONDS)
+
+
+async def _wait_for_kinds(kube: Kube, serves: bool) -> bool:
+    required = SERVING_REQUIRED_KINDS if serves else REQUIRED_KINDS
+    while True:
+        try:
+            missing = required - await observe_kinds(kube)
         except KubeError as error:
             logger.warning("%s: trying again", error)
         else:
@@ -299,10 +327,12 @@ async def _beat_for_ever(vitals: Vitals) -> None:
         await asyncio.sleep(1.0)
 
 
-async def _show_for_ever(tools: Tools, queue: WorkQueue[Key], vitals: Vitals) -> None:
+async def _show_for_ever(tools: Tools, queue: WorkQueue[Key], vitals: Vitals, serving: Serving | None) -> None:
     while True:
         try:
             await _show(tools, queue, vitals)
+            if serving is not None:
+                serving.show()
         except Exception:
             logger.exception("the gauges could not be set")
         await asyncio.sleep(GAUGE_SECONDS)

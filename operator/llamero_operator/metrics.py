@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from llamero.spec.server import ServedAdapterState, ServerPhase
 from llamero.spec.status import JobPhase
 from llamero_operator import faultpoints
 
@@ -47,6 +48,26 @@ class Metrics:
             "llamero_redis_queue_length", "Messages that wait in the queues of attempts at hand.", ["kind"], registry=r
         )
         self.redis_up = Gauge("llamero_redis_up", "Whether Redis answered the last time.", registry=r)
+        self.servers = Gauge("llamero_servers", "ModelServers by phase.", ["phase"], registry=r)
+        self.served_adapters = Gauge(
+            "llamero_served_adapters", "Adapters in the engines of ModelServers, by state.", ["state"], registry=r
+        )
+        self.routes_age = Gauge("llamero_routes_age_seconds", "Seconds since the routes were last written.", registry=r)
+        self.rollbacks = Counter("llamero_rollbacks", "Adapters that were rolled back by themselves.", registry=r)
+        self.server_passes = Histogram(
+            "llamero_server_reconcile_seconds",
+            "Seconds of a pass over one ModelServer.",
+            ["outcome"],
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+            registry=r,
+        )
+        self.agent_requests = Counter(
+            "llamero_agent_requests", "Questions and words to agents in engine pods.", ["what", "outcome"], registry=r
+        )
+        self.chat_requests = Counter(
+            "llamero_chat_requests", "Questions to chat services' inner ports.", ["outcome"], registry=r
+        )
+        self.server_queue = Gauge("llamero_server_workqueue_length", "ModelServers that wait for a pass.", registry=r)
         self.leader = Gauge("llamero_leader", "Whether this process leads.", registry=r)
         self.event_age = Gauge(
             "llamero_last_event_age_seconds",
@@ -87,6 +108,18 @@ class Metrics:
             counts[phase] = counts.get(phase, 0) + 1
         for phase, count in counts.items():
             self.jobs.labels(phase).set(count)
+
+    def show_servers(self, phases: Iterable[str], states: Iterable[str]) -> None:
+        """Counts the servers by phase, and their adapters by state."""
+        for gauge, words, seen in (
+            (self.servers, get_args(ServerPhase), phases),
+            (self.served_adapters, get_args(ServedAdapterState), states),
+        ):
+            counts = dict.fromkeys(words, 0)
+            for word in seen:
+                counts[word] = counts.get(word, 0) + 1
+            for word, count in counts.items():
+                gauge.labels(word).set(count)
 
     def show_queues(self, lengths: Mapping[str, int]) -> None:
         """Messages that wait, by kind of work; a kind without a queue shows none."""

@@ -6,20 +6,22 @@ Which objects there are is the store's knowledge; what is to be done about them 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from llamero.lifecycle.world import ChildView, PodView
 from llamero.spec import names
-from llamero.spec.adapter import AdapterSpec
+from llamero.spec.adapter import AdapterResourceStatus, AdapterSpec
+from llamero.spec.base import ResultModel
 from llamero.spec.job import API_VERSION, KIND, FineTuneJob
-from llamero.spec.rules import Severity
+from llamero.spec.problems import Problem, Severity
 from llamero.spec.status import JobStatus, WorkKind
 from llamero.spec.tasks import LogRequest, Outcome
 from llamero.spec.validation import validate_job
 
 Object = Mapping[str, Any]
+Status = TypeVar("Status", bound=ResultModel)
 
 MAX_SENTENCE = 400
 MAX_PROBLEMS = 20
@@ -74,8 +76,8 @@ def view_pod(pod: Object) -> PodView:
         node=(pod.get("spec") or {}).get("nodeName"),
         running_since=parse_time((state.get("running") or state.get("terminated") or {}).get("startedAt")),
         deleting=bool(metadata.get("deletionTimestamp")),
-        unschedulable=_find_unschedulable(conditions),
-        waiting=_find_waiting(status) if phase == "Pending" else None,
+        unschedulable=find_unschedulable(conditions),
+        waiting=find_waiting(status) if phase == "Pending" else None,
         exit_code=int(ended["exitCode"]) if has_ended and "exitCode" in ended else None,
         reason=_find_reason(status, conditions, ended if has_ended else {}),
         outcome=Outcome.from_termination_message(ended.get("message")) if has_ended else None,
@@ -99,21 +101,22 @@ def _failed_init(status: Object) -> Object:
     return {}
 
 
-def _find_unschedulable(conditions: Mapping[str, Object]) -> str | None:
+def find_unschedulable(conditions: Mapping[str, Object]) -> str | None:
+    """Why the scheduler has no node for the pod, by its conditions."""
     scheduled = conditions.get("PodScheduled") or {}
     if scheduled.get("status") != "False":
         return None
-    return _sentence(scheduled.get("message")) or _sentence(scheduled.get("reason")) or "the pod has no node"
+    return sentence(scheduled.get("message")) or sentence(scheduled.get("reason")) or "the pod has no node"
 
 
-def _find_waiting(status: Object) -> str | None:
+def find_waiting(status: Object) -> str | None:
     """Why a container does not start, the init containers first."""
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason = str(waiting.get("reason") or "")
         if reason in STARTING:
             continue
-        message = _sentence(waiting.get("message"))
+        message = sentence(waiting.get("message"))
         return f"{reason}: {message}" if message else reason
     return None
 
@@ -134,7 +137,8 @@ def _find_reason(status: Object, conditions: Mapping[str, Object], ended: Object
     return str(ended.get("reason") or status.get("reason") or "") or None
 
 
-def _sentence(text: Any) -> str:
+def sentence(text: Any) -> str:
+    """The text in one line, not too long."""
     return " ".join(str(text or "").split())[:MAX_SENTENCE]
 
 
@@ -160,7 +164,7 @@ def view_child(child: Object, pods: Iterable[PodView] = ()) -> ChildView | None:
         failed="Failed" in conditions,
         suspended=bool((child.get("spec") or {}).get("suspend")),
         deleting=bool(metadata.get("deletionTimestamp")),
-        message=_sentence(failed.get("message") or failed.get("reason")),
+        message=sentence(failed.get("message") or failed.get("reason")),
         pods=tuple(sorted(pods, key=lambda p: (p.created_at, p.name))),
     )
 
@@ -205,8 +209,13 @@ def read_job(job: Object) -> tuple[FineTuneJob | None, tuple[str, ...]]:
     known = {k: metadata[k] for k in ("name", "namespace", "labels", "annotations") if k in metadata}
     raw = {"apiVersion": API_VERSION, "kind": KIND, "metadata": known, "spec": job.get("spec") or {}}
     parsed, problems = validate_job(raw)
+    return parsed, explain_problems(problems)
+
+
+def explain_problems(problems: Iterable[Problem]) -> tuple[str, ...]:
+    """A sentence for each mistake; warnings are left out."""
     errors = [p for p in problems if p.severity is Severity.ERROR]
-    return parsed, tuple(_explain(p.path, p.message) for p in errors[:MAX_PROBLEMS])
+    return tuple(_explain(p.path, p.message) for p in errors[:MAX_PROBLEMS])
 
 
 def _explain(path: tuple[Any, ...], message: str) -> str:
@@ -218,14 +227,18 @@ def _explain(path: tuple[Any, ...], message: str) -> str:
 
 def read_status(job: Object) -> JobStatus:
     """The status as it stands. One that can't be read (an older version's, edited by hand) is read part by part."""
-    raw = job.get("status") or {}
+    return read_by_parts(JobStatus, job.get("status") or {})
+
+
+def read_by_parts(model: type[Status], raw: Object) -> Status:
+    """The status as it stands; where it can't be read, those of its fields that can."""
     try:
-        return JobStatus.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError:
-        status = JobStatus()
+        status = model()
     for name, value in raw.items():
         try:
-            part = JobStatus.model_validate({name: value})
+            part = model.model_validate({name: value})
         except ValidationError:
             continue
         fields = {n: getattr(part, n) for n in part.model_fields_set}
@@ -239,6 +252,11 @@ def read_adapter(adapter: Object) -> AdapterSpec | None:
         return AdapterSpec.model_validate(adapter.get("spec") or {})
     except ValidationError:
         return None
+
+
+def read_adapter_status(adapter: Object) -> AdapterResourceStatus:
+    """What has become of the Adapter."""
+    return read_by_parts(AdapterResourceStatus, adapter.get("status") or {})
 
 
 def read_log_request(job: Object) -> LogRequest | None:

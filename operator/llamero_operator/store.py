@@ -1,4 +1,4 @@
-"""The newest known state of everything that the operator watches: FineTuneJobs, child Jobs, pods, Adapters.
+"""The newest known state of everything that the operator watches: FineTuneJobs, child Jobs, pods, Adapters; what serves is passed on.
 
 Fed by the watches and by the answers to the operator's own writes; an object is only replaced by a newer version of itself, so
 that a pass never decides from a state older than its own last write. Pods and children are kept as views, not as dictionaries.
@@ -12,10 +12,11 @@ from llamero.kube import objects
 from llamero.kube.discovery import parse_resource_version
 from llamero.lifecycle.world import ChildView, PodView
 from llamero.spec import names
-from llamero.spec.adapter import AdapterSpec
+from llamero.spec.adapter import AdapterResourceStatus, AdapterSpec
 from llamero.spec.job import FineTuneJob
 from llamero.spec.status import WorkKind
 from llamero_operator import observe
+from llamero_operator.serving.store import ServingStore
 
 Object = Mapping[str, Any]
 Key = tuple[str, str]
@@ -27,12 +28,23 @@ KINDS: dict[str, objects.Resource] = {
     "pods": objects.PODS,
     "adapters": objects.ADAPTERS,
 }
-"""What is watched, by the plural that kopf calls it."""
+"""What is watched for jobs, by the plural that kopf calls it."""
+
+SERVING_KINDS: dict[str, objects.Resource] = {"modelservers": objects.SERVERS, "deployments": objects.DEPLOYMENTS}
+"""What is watched besides where the operator serves."""
+
+ALL_KINDS = KINDS | SERVING_KINDS
 
 MAX_GONE = 20_000
 
-SELECTORS: dict[str, str] = {"jobs": names.LABEL_UID, "pods": names.LABEL_UID}
-"""Label selectors of the watches: children are found by the label alone."""
+OURS = f"app.kubernetes.io/managed-by={names.FIELD_MANAGER}"
+SELECTORS: dict[str, str] = {"jobs": names.LABEL_UID, "pods": OURS, "deployments": OURS}
+"""Label selectors of the watches: children are found by their labels alone."""
+
+
+def watched_kinds(serves: bool) -> dict[str, objects.Resource]:
+    """What is watched, by the plural that kopf calls it."""
+    return ALL_KINDS if serves else KINDS
 
 
 @dataclass
@@ -65,16 +77,23 @@ class _Pod:
     view: PodView
 
 
+@dataclass(frozen=True)
+class _Adapter:
+    spec: AdapterSpec
+    status: AdapterResourceStatus
+
+
 class Store:
     """What is known. All methods are synchronous and belong to one event loop."""
 
     def __init__(self) -> None:
         self.jobs: dict[Key, JobRecord] = {}
-        self.versions: dict[str, dict[Key, tuple[str, int]]] = {kind: {} for kind in KINDS}
+        self.serving = ServingStore()
+        self.versions: dict[str, dict[Key, tuple[str, int]]] = {kind: {} for kind in ALL_KINDS}
         self._names_of: dict[str, Key] = {}  # uid of a FineTuneJob → its key
         self._children: dict[str, dict[Key, _Child]] = {}
         self._pods: dict[str, dict[Key, _Pod]] = {}
-        self._adapters: dict[Key, dict[str, AdapterSpec]] = {}  # of a job's key, by name
+        self._adapters: dict[Key, dict[str, _Adapter]] = {}  # of a job's key, by name
         self._adapter_owners: dict[Key, Key] = {}
         self._owners: dict[tuple[str, Key], str] = {}  # (kind, key) → uid of the FineTuneJob
         self._gone: dict[str, None] = {}  # uids that were deleted: a late answer about one must not bring it back
@@ -93,8 +112,11 @@ class Store:
         if metadata["uid"] in self._gone or (known is not None and known[1] >= version > 0):
             return None
         self.versions[kind][key] = (metadata["uid"], version)
+        self.serving.put(kind, key, thing)
         if kind == "finetunejobs":
             return self._put_job(key, thing)
+        if kind in SERVING_KINDS:
+            return None
         uid = observe.read_job_uid(thing)
         if kind == "adapters":
             return self._put_adapter(key, thing)
@@ -117,6 +139,7 @@ class Store:
             return None
         del self.versions[kind][key]
         self._bury(known[0])
+        self.serving.remove(kind, key)
         if kind == "finetunejobs":
             record = self.jobs.pop(key, None)
             if record is not None:
@@ -167,7 +190,7 @@ class Store:
         if job is None or spec is None:
             return before
         owner = (key[0], job)
-        self._adapters.setdefault(owner, {})[key[1]] = spec
+        self._adapters.setdefault(owner, {})[key[1]] = _Adapter(spec, observe.read_adapter_status(thing))
         self._adapter_owners[key] = owner
         return owner
 
@@ -212,7 +235,11 @@ class Store:
 
     def adapters(self, key: Key) -> dict[str, AdapterSpec]:
         """The Adapters that runs of a job of this name published, by name."""
-        return dict(self._adapters.get(key, {}))
+        return {name: found.spec for name, found in self._adapters.get(key, {}).items()}
+
+    def adapter_statuses(self, key: Key) -> dict[str, AdapterResourceStatus]:
+        """What has become of them, by name."""
+        return {name: found.status for name, found in self._adapters.get(key, {}).items()}
 
     def owner_of(self, kind: str, key: Key) -> Key | None:
         """The FineTuneJob that a known object concerns."""

@@ -21,7 +21,7 @@ from llamero.kube import Kube, KubeError
 from llamero.kube.discovery import Versions, observe_versions
 from llamero_operator.health import Vitals, find_problems
 from llamero_operator.lease import end_process
-from llamero_operator.store import KINDS, SELECTORS, Key, Store
+from llamero_operator.store import ALL_KINDS, KINDS, SELECTORS, Key, Store
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class _Heard:
 
 def find_kind(path: str) -> str | None:
     """The watched kind that a collection's path is of; None for anything else."""
-    for kind, resource in KINDS.items():
+    for kind, resource in ALL_KINDS.items():
         head, _, rest = path.partition(resource.prefix + "/")
         if head or not rest:
             continue
@@ -166,7 +166,7 @@ class Audit:
         listed: Versions = {}
         listed_at: list[int] = []
         for namespace in self._namespaces:
-            version, found = await observe_versions(self._kube, KINDS[kind], namespace, SELECTORS.get(kind))
+            version, found = await observe_versions(self._kube, ALL_KINDS[kind], namespace, SELECTORS.get(kind))
             listed |= found
             listed_at.append(version)
         known = {
@@ -182,8 +182,9 @@ async def audit_for_ever(
 ) -> None:
     """Audits each kind in turn; a silent watch ends the process."""
     while True:
-        for kind in KINDS:
-            await asyncio.sleep(every_seconds / len(KINDS))
+        kinds = sorted(vitals.expected) or sorted(KINDS)
+        for kind in kinds:
+            await asyncio.sleep(every_seconds / len(kinds))
             if not vitals.is_synced:
                 continue
             try:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llamero.kube.client import Kube, Object
+from llamero.kube.client import APPLY_PATCH, Kube, Object
 from llamero.kube.errors import NotFound
 from llamero.kube.objects import EVENTS, JOBS
 
@@ -22,7 +22,7 @@ async def submit_job(
         JOBS.path(namespace, manifest["metadata"]["name"]),
         query=query,
         body=dict(manifest),
-        content_type="application/apply-patch+yaml",
+        content_type=APPLY_PATCH,
         verb="apply",
         kind=JOBS.kind,
     )

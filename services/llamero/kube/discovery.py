@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from llamero.kube.client import METADATA_LIST, Kube
 from llamero.kube.errors import NotFound
-from llamero.kube.objects import Resource
+from llamero.kube.objects import AUTOSCALERS, DISRUPTION_BUDGETS, Resource
+from llamero.lifecycle.serving.world import ServingCapabilities
 from llamero.lifecycle.world import Capabilities
 from llamero.spec import names
 
@@ -18,6 +19,22 @@ async def observe_capabilities(kube: Kube) -> Capabilities:
     answer = await kube.request("GET", "/version", verb="get", kind="Version")
     version = parse_version(answer)
     return Capabilities(job_suspend=version >= JOB_SUSPEND_SINCE, version=version)
+
+
+async def observe_serving_capabilities(kube: Kube) -> ServingCapabilities:
+    """What the server offers for ModelServers. Raises as `Kube.request`."""
+    answer = await kube.request("GET", "/apis", verb="get", kind="APIGroupList")
+    served = {
+        version.get("groupVersion") for group in answer.get("groups") or [] for version in group.get("versions") or []
+    }
+    return ServingCapabilities(
+        disruption_budgets=group_version(DISRUPTION_BUDGETS) in served, autoscaling=group_version(AUTOSCALERS) in served
+    )
+
+
+def group_version(resource: Resource) -> str:
+    """`policy/v1` of a resource's path."""
+    return resource.prefix.removeprefix("/apis/")
 
 
 def parse_version(answer: Mapping[str, object]) -> tuple[int, int]:

@@ -26,40 +26,17 @@ async def observe_jobs(kube: Kube, namespace: str | None = None, selector: str |
 
 async def ensure_status(kube: Kube, job: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
     """Writes the status of the job as it was read (its resourceVersion goes with it). Raises Conflict where it has changed since."""
-    metadata = job["metadata"]
-    body = {**job, "status": objects.drop_empty_texts(dict(status))}
-    return await kube.request(
-        "PUT",
-        JOBS.path(metadata["namespace"], metadata["name"], "status"),
-        body=body,
-        verb="update-status",
-        kind=JOBS.kind,
-    )
+    return await objects.write_status(kube, JOBS, job, status)
 
 
 async def ensure_finalizer(kube: Kube, job: Mapping[str, Any], finalizer: str = names.FINALIZER) -> Object:
     """Adds the finalizer; the job as it is then. Raises Conflict where it has changed since it was read."""
-    finalizers = list(job["metadata"].get("finalizers") or [])
-    if finalizer in finalizers:
-        return dict(job)
-    return await _write_finalizers(kube, job, [*finalizers, finalizer])
+    return await objects.add_finalizer(kube, JOBS, job, finalizer)
 
 
 async def delete_finalizer(kube: Kube, job: Mapping[str, Any], finalizer: str = names.FINALIZER) -> Object | None:
     """Takes the finalizer away; None where the job is gone already. Raises Conflict where it has changed since it was read."""
-    finalizers = list(job["metadata"].get("finalizers") or [])
-    if finalizer not in finalizers:
-        return dict(job)
-    try:
-        return await _write_finalizers(kube, job, [f for f in finalizers if f != finalizer])
-    except NotFound:
-        return None
-
-
-async def _write_finalizers(kube: Kube, job: Mapping[str, Any], finalizers: list[str]) -> Object:
-    metadata = job["metadata"]
-    body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": finalizers or None}}
-    return await objects.patch(kube, JOBS, metadata["namespace"], metadata["name"], body)
+    return await objects.take_finalizer(kube, JOBS, job, finalizer)
 
 
 async def delete_job(kube: Kube, namespace: str, name: str, uid: str | None = None) -> bool:
@@ -78,16 +55,7 @@ async def create_job(kube: Kube, namespace: str, manifest: Mapping[str, Any]) ->
 
 async def apply_job(kube: Kube, namespace: str, manifest: Mapping[str, Any], manager: str = "llamero") -> Object:
     """Creates the job or changes it to what the manifest says (server-side apply)."""
-    name = manifest["metadata"]["name"]
-    return await kube.request(
-        "PATCH",
-        JOBS.path(namespace, name),
-        query={"fieldManager": manager, "force": "true"},
-        body=dict(manifest),
-        content_type="application/apply-patch+yaml",
-        verb="apply",
-        kind=JOBS.kind,
-    )
+    return await objects.apply(kube, JOBS, namespace, manifest, manager)
 
 
 async def patch_spec(kube: Kube, namespace: str, name: str, spec: Mapping[str, Any]) -> Object:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llamero.kube.client import MERGE_PATCH, Kube, Object
+from llamero.kube.client import APPLY_PATCH, MERGE_PATCH, Kube, Object
+from llamero.kube.errors import NotFound
 from llamero.spec import names
 
 
@@ -28,10 +29,16 @@ class Resource:
 
 JOBS = Resource(f"/apis/{names.GROUP}/{names.VERSION}", names.PLURAL, "FineTuneJob")
 ADAPTERS = Resource(f"/apis/{names.GROUP}/{names.VERSION}", names.ADAPTER_PLURAL, "Adapter")
+SERVERS = Resource(f"/apis/{names.GROUP}/{names.VERSION}", names.SERVER_PLURAL, "ModelServer")
 BATCH_JOBS = Resource("/apis/batch/v1", "jobs", "Job")
 PODS = Resource("/api/v1", "pods", "Pod")
 SECRETS = Resource("/api/v1", "secrets", "Secret")
 EVENTS = Resource("/api/v1", "events", "Event")
+CONFIG_MAPS = Resource("/api/v1", "configmaps", "ConfigMap")
+SERVICES = Resource("/api/v1", "services", "Service")
+DEPLOYMENTS = Resource("/apis/apps/v1", "deployments", "Deployment")
+DISRUPTION_BUDGETS = Resource("/apis/policy/v1", "poddisruptionbudgets", "PodDisruptionBudget")
+AUTOSCALERS = Resource("/apis/autoscaling/v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
 
 
 async def read(kube: Kube, resource: Resource, namespace: str, name: str) -> Object:
@@ -57,6 +64,71 @@ async def patch(
         kind=resource.kind,
         seconds=seconds,
     )
+
+
+async def apply(
+    kube: Kube, resource: Resource, namespace: str, manifest: Mapping[str, Any], manager: str = names.FIELD_MANAGER
+) -> Object:
+    """Creates the object or changes it to what the manifest says (server-side apply): what others set beside that stays."""
+    return await kube.request(
+        "PATCH",
+        resource.path(namespace, manifest["metadata"]["name"]),
+        query={"fieldManager": manager, "force": "true"},
+        body=dict(manifest),
+        content_type=APPLY_PATCH,
+        verb="apply",
+        kind=resource.kind,
+    )
+
+
+async def replace(kube: Kube, resource: Resource, thing: Mapping[str, Any]) -> Object:
+    """Writes the whole object. Raises Conflict where it has changed since it was read, NotFound where it is gone."""
+    metadata = thing["metadata"]
+    return await kube.request(
+        "PUT",
+        resource.path(metadata["namespace"], metadata["name"]),
+        body=dict(thing),
+        verb="update",
+        kind=resource.kind,
+    )
+
+
+async def write_status(kube: Kube, resource: Resource, thing: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
+    """Writes the status of the object as it was read (its resourceVersion goes with it). Raises Conflict where it has changed since."""
+    metadata = thing["metadata"]
+    body = {**thing, "status": drop_empty_texts(dict(status))}
+    return await kube.request(
+        "PUT",
+        resource.path(metadata["namespace"], metadata["name"], "status"),
+        body=body,
+        verb="update-status",
+        kind=resource.kind,
+    )
+
+
+async def add_finalizer(kube: Kube, resource: Resource, thing: Mapping[str, Any], finalizer: str) -> Object:
+    """Adds the finalizer; the object as it is then. Raises Conflict where it has changed since it was read."""
+    finalizers = list(thing["metadata"].get("finalizers") or [])
+    if finalizer in finalizers:
+        return dict(thing)
+    return await _write_finalizers(kube, resource, thing, [*finalizers, finalizer])
+
+
+async def take_finalizer(kube: Kube, resource: Resource, thing: Mapping[str, Any], finalizer: str) -> Object | None:
+    """Takes the finalizer away; None where the object is gone already. Raises Conflict where it has changed since it was read."""
+    finalizers = list(thing["metadata"].get("finalizers") or [])
+    if finalizer not in finalizers:
+        return dict(thing)
+    try:
+        return await _write_finalizers(kube, resource, thing, [f for f in finalizers if f != finalizer])
+    except NotFound:
+        return None
+
+
+async def _write_finalizers(kube: Kube, resource: Resource, thing: Mapping[str, Any], finalizers: list[str]) -> Object:
+    metadata = thing["metadata"]
+    body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": finalizers or None}}
+    return await patch(kube, resource, metadata["namespace"], metadata["name"], body)
 
 
 async def delete(kube: Kube, resource: Resource, namespace: str, name: str, uid: str | None = None) -> Object:

@@ -22,6 +22,7 @@ class State:
     scheduled: bool | None
     redis_problem: str | None
     generation: int
+    rolled_out: tuple[Truth, str, str] | None = None
 
 
 REDIS_AWAY = "RedisAway"
@@ -42,6 +43,8 @@ def build_conditions(status: JobStatus, state: State, now: datetime) -> list[Con
         (ConditionType.EVALUATION_PASSED, *_evaluation(status)),
         (ConditionType.ADAPTER_PUBLISHED, *_adapter(status)),
     ]
+    if state.rolled_out is not None:
+        rows.append((ConditionType.ROLLED_OUT, *state.rolled_out))
     return [_write(status, *row, generation=state.generation, now=now) for row in rows]
 
 

@@ -14,6 +14,7 @@ from llamero.lifecycle.finished import look_after_finished
 from llamero.lifecycle.judging import begin_stage
 from llamero.lifecycle.keptlogs import print_logs
 from llamero.lifecycle.progress import add_figures, describe_end
+from llamero.lifecycle.rolledout import describe_rollout
 from llamero.lifecycle.stages import forget_foreign_base
 from llamero.lifecycle.tending import put_down, see_to_attempt
 from llamero.lifecycle.validity import Obstacle, find_obstacle
@@ -109,6 +110,7 @@ def conclude(draft: Draft, obstacle: Obstacle | None) -> Decision:
         scheduled=draft.scheduled,
         redis_problem=world.redis_problem if draft.status.work is not None else None,
         generation=world.generation,
+        rolled_out=describe_rollout(world, draft.status),
     )
     status = write_status(draft, state)
     return Decision(

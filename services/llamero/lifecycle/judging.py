@@ -4,7 +4,7 @@ from llamero.lifecycle import attempts as at
 from llamero.lifecycle.course import adapter_name, fail, finish
 from llamero.lifecycle.draft import Draft
 from llamero.lifecycle.gate import GateFigures, judge_gate
-from llamero.lifecycle.publication import build_publication, find_conflict, is_published
+from llamero.lifecycle.publication import build_publication, find_conflict, is_published, lacks_server
 from llamero.lifecycle.stages import PHASES, begin_attempt, find_wait, next_stage
 from llamero.lifecycle.tending import take_late_answer
 from llamero.spec.status import MAX_MESSAGE, AdapterStatus, EvaluationStatus, JobPhase
@@ -48,7 +48,7 @@ def judge_and_publish(draft: Draft) -> None:
         fail(draft, "AdapterConflict", f"{conflict} Change the inputs for a next run, whose Adapter has another name.")
         return
     draft.put(phase=JobPhase.ROLLING_OUT)
-    if not is_published(draft.world, publication):
+    if not is_published(draft.world, publication) or lacks_server(draft.world, publication):
         if refusal := draft.world.refused.get(publication.name):
             draft.wait = at.Wait("AdapterRefused", f"The API server refuses the Adapter {publication.name}: {refusal}")
         draft.publish = publication

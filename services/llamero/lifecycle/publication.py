@@ -1,9 +1,10 @@
-"""The Adapter resource of a run, from the evaluation's answer."""
+"""The Adapter resource of a run, from the evaluation's answer, and the ModelServer that it is for."""
 
 import json
 from typing import Any
 
-from llamero.lifecycle.world import Publication, World
+from llamero.lifecycle.world import DefaultServer, Publication, World
+from llamero.spec import names
 from llamero.spec.adapter import AdapterSpec
 from llamero.spec.status import EvaluationStatus, JobStatus
 from llamero.spec.tasks import Outcome
@@ -19,7 +20,7 @@ def keep_candidate(world: World, status: JobStatus, outcome: Outcome) -> str | N
     None where even that is too long to be kept.
     """
     known = _describe(world, status, outcome.evaluation)
-    given = {k: v for k, v in (outcome.adapter_spec or {}).items() if known.get(k) != v}
+    given = {k: v for k, v in (outcome.adapter_spec or {}).items() if known.get(k) != v and k != "server"}
     given |= {"uri": outcome.adapter_uri, "source": {"job": world.name, "uid": world.uid, "run": status.run}}
     for dropped in ((), ("terms",), ("terms", "licenses")):
         text = json.dumps(
@@ -44,6 +45,7 @@ def _describe(world: World, status: JobStatus, found: EvaluationStatus | None) -
         "template": job.spec.data.template,
         "dataDigest": data.digest if data else "",
         "model": job.public_model_name,
+        "server": find_server_name(world),
         "licenses": sorted({s.license for s in sources if s.license}),
         "terms": sorted({s.terms for s in sources if s.terms}),
         "figures": {
@@ -55,13 +57,31 @@ def _describe(world: World, status: JobStatus, found: EvaluationStatus | None) -
     }
 
 
+def find_server_name(world: World) -> str:
+    """The ModelServer that is to serve the job's adapters; empty where none is."""
+    job = world.job
+    if job is None or world.servers is None or not job.spec.rollout.enabled:
+        return ""
+    base, rollout = job.spec.base_model, job.spec.rollout
+    return rollout.server or names.default_server_name(base.name or base.uri or "", base.revision, rollout.engine)
+
+
+def build_default_server(world: World) -> DefaultServer | None:
+    """The ModelServer that is made where there is none of the name; None where the job's adapters are served by none."""
+    name = find_server_name(world)
+    if world.job is None or not name:
+        return None
+    return DefaultServer(name, world.job.spec.base_model, world.job.spec.rollout.engine)
+
+
 def build_publication(world: World, status: JobStatus, name: str) -> Publication | None:
     """The Adapter that must exist; None where what was kept does not describe one."""
     if status.candidate is None:
         return None
     try:
         known = _describe(world, status, status.evaluation)
-        return Publication(name, AdapterSpec.model_validate(known | json.loads(status.candidate)))
+        spec = AdapterSpec.model_validate(known | json.loads(status.candidate))
+        return Publication(name, spec, build_default_server(world))
     except ValueError:
         return None
 
@@ -70,6 +90,14 @@ def is_published(world: World, publication: Publication) -> bool:
     """Whether the Adapter of this name is this run's."""
     found = world.adapters.get(publication.name)
     return found is not None and found.sha256 == publication.spec.sha256
+
+
+def lacks_server(world: World, publication: Publication) -> bool:
+    """Whether the ModelServer is still to be made. One that the API server refuses is no reason to hold the run up."""
+    server = publication.server
+    if server is None or world.servers is None:
+        return False
+    return server.name not in world.servers and server.name not in world.refused
 
 
 def find_conflict(world: World, publication: Publication) -> str | None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from llamero.spec.adapter import AdapterSpec
-from llamero.spec.job import FineTuneJob
+from llamero.spec.adapter import AdapterResourceStatus, AdapterSpec
+from llamero.spec.job import BaseModelRef, FineTuneJob
+from llamero.spec.server import EngineType
 from llamero.spec.status import JobStatus, WorkKind
 from llamero.spec.tasks import LogRequest, Outcome, ProgressReport
 
@@ -93,6 +94,8 @@ class World:
     capabilities: Capabilities = Capabilities()
     log_request: LogRequest | None = None  # from the annotation
     refused: Mapping[str, str] = field(default_factory=dict)  # children that the API server refused, with its sentence
+    adapter_statuses: Mapping[str, AdapterResourceStatus] = field(default_factory=dict)  # of `adapters`, by name
+    servers: frozenset[str] | None = None  # the namespace's ModelServers; None: the operator serves none
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,21 @@ class Note:
 
 
 @dataclass(frozen=True)
+class DefaultServer:
+    """A ModelServer that must exist, with defaults for all that is not said here; one that is there is left as it is."""
+
+    name: str
+    base: BaseModelRef
+    engine: EngineType
+
+
+@dataclass(frozen=True)
 class Publication:
-    """An Adapter resource that must exist."""
+    """An Adapter resource that must exist, and the ModelServer that is to serve it."""
 
     name: str
     spec: AdapterSpec
+    server: DefaultServer | None = None
 
 
 @dataclass(frozen=True)

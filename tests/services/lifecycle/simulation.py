@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llamero.lifecycle.jobs import decide
-from llamero.lifecycle.world import Capabilities, ChildView, Decision, Limits, Note, PodView, Work, World
+from llamero.lifecycle.world import Capabilities, ChildView, Decision, Limits, Note, PodView, Publication, Work, World
 from llamero.spec import names
-from llamero.spec.adapter import AdapterSpec
+from llamero.spec.adapter import AdapterResourceStatus, AdapterSpec
 from llamero.spec.job import FineTuneJob
 from llamero.spec.status import (
     BaseStatus,
@@ -86,6 +86,8 @@ class Cluster:
     data_digest: str = "d" * 64
     perplexity: str = "2.0"
     log_request: Any = None
+    servers: set[str] | None = None  # None: the operator serves none
+    adapter_statuses: dict[str, AdapterResourceStatus] = field(default_factory=dict)
 
     def world(self) -> World:
         return World(
@@ -93,7 +95,20 @@ class Cluster:
             job=self.job, problems=self.problems, status=self.status, children=self.shown(), progress=self.progress,
             redis_problem=self.redis_problem, adapters=dict(self.adapters), log_request=self.log_request, refused=self.refused,
             capabilities=self.capabilities, has_storage=self.has_storage,
+            servers=None if self.servers is None else frozenset(self.servers),
+            adapter_statuses={n: self.adapter_statuses.get(n, AdapterResourceStatus()) for n in self.adapters},
         )  # fmt: skip
+
+    def make_server(self, publication: Publication) -> dict[str, str]:
+        """The ModelServer that the Adapter is for; what was refused."""
+        server = publication.server
+        if server is None or self.servers is None or server.name in self.servers:
+            return {}
+        self.crash("make server")
+        if why := self.refuses(server.name):
+            return {server.name: why}
+        self.servers.add(server.name)
+        return {}
 
     def shown(self) -> tuple[ChildView, ...]:
         """The children that the watch shows."""
@@ -124,6 +139,7 @@ class Cluster:
                 refused[decision.publish.name] = why
             else:
                 self.adapters.setdefault(decision.publish.name, decision.publish.spec)
+                refused |= self.make_server(decision.publish)
         self.refused = refused
         if decision.send is not None:
             self.crash("send")
