@@ -10,9 +10,11 @@ import yaml
 from cluster.api import ApiError, path_of
 from cluster.control_plane import ControlPlane
 from services.spec.test_crd import EXAMPLES, MINIMAL, WRONG, _set_at, merge
+from services.spec.test_server_rules import MINIMAL as MINIMAL_SERVER
 
 from llamero.kube.objects import drop_empty_texts
 from llamero.spec.job import API_VERSION, FineTuneJob
+from llamero.spec.server import ModelServer, ModelServerStatus
 from llamero.spec.status import (
     AdapterStatus,
     Condition,
@@ -116,7 +118,7 @@ def build_status() -> JobStatus:
         phase=JobPhase.TRAINING,
         conditions=[
             Condition(type=kind, status="False", reason="Reconciling", message="m", last_transition_time=NOW)
-            for kind in ConditionType
+            for kind in list(ConditionType)[:16]  # as many as a status may have
         ],
         run=2,
         attempt=3,
@@ -210,6 +212,94 @@ def test_an_adapter_takes_the_name_of_the_longest_job_and_all_does_not_mean_it(
     assert line.split()[:5] == [name, "tutor", "organisation/model", "3.25", "12.5"]
     assert name not in control_plane.kubectl("get", "all", "-o", "name", namespace=namespace).stdout
     assert name in control_plane.kubectl("get", "llamero", "-o", "name", namespace=namespace).stdout
+
+
+# -- ModelServers --------------------------------------------------------------------------------------------------------------
+
+
+def try_server(plane: ControlPlane, spec: Object | None = None) -> Object:
+    """What the server makes of a ModelServer, without keeping it. Raises ApiError."""
+    raw = merge(MINIMAL_SERVER, {"spec": spec or {}})
+    taken: Object = plane.api.request("POST", path_of(API_VERSION, "ModelServer", "default") + "?dryRun=All", raw)
+    return taken
+
+
+def test_a_model_servers_defaults_are_the_models(control_plane: ControlPlane) -> None:
+    assert ModelServer.model_validate(try_server(control_plane)).spec == ModelServer.model_validate(MINIMAL_SERVER).spec
+    assert try_server(control_plane)["spec"]["strategy"]["steps"] == [5, 25, 50, 100]
+
+
+def test_a_model_server_may_say_null_for_what_is_left_out(control_plane: ControlPlane) -> None:
+    spec = {"engine": {"dtype": None, "quantization": None}, "autoscaling": None, "window": None}
+    taken = try_server(control_plane, spec)
+    assert ModelServer.model_validate(taken).spec == ModelServer.model_validate(MINIMAL_SERVER).spec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"models": [{"name": "tutor"}, {"name": "tutor", "paused": True}]},
+        {"models": [{"name": "no blanks"}]},
+        {"engine": {"type": "llamafile"}},
+        {"strategy": {"steps": []}},
+        {"resources": {"memory": "much"}},
+    ],
+    ids=["a name twice", "a name with a blank", "an unknown engine", "no steps", "no quantity"],
+)
+def test_the_server_refuses_a_wrong_model_server(control_plane: ControlPlane, spec: Object) -> None:
+    with pytest.raises(ApiError) as caught:
+        try_server(control_plane, spec)
+    assert caught.value.status == 422
+
+
+def build_server_status() -> ModelServerStatus:
+    return ModelServerStatus.model_validate(
+        {
+            "observedGeneration": 1,
+            "phase": "Ready",
+            "conditions": [
+                {"type": "Ready", "status": "True", "reason": "Serving", "message": "m", "lastTransitionTime": NOW}
+            ],
+            "replicas": 3,
+            "readyReplicas": 2,
+            "models": [{"name": "tutor", "state": "Canary", "canary": "job-r2", "weight": 25, "stepStartedAt": NOW}],
+            "adapters": [{"name": "job-r2", "id": "default-job-r2-0f0f0f0f", "state": "Ready", "pods": 2}],
+            "pods": [{"name": "server-engine-x", "ready": True, "adapters": ["default-job-r2-0f0f0f0f"]}],
+            "gathered": ["job-r2"],
+            "gatheredAt": NOW,
+            "wantedSerial": 4,
+            "drains": {"default-job-r1-0f0f0f0f": NOW},
+        }
+    )
+
+
+def test_a_model_servers_status_comes_back_and_its_columns_show_it(control_plane: ControlPlane, namespace: str) -> None:
+    path = path_of(API_VERSION, "ModelServer", namespace)
+    created = control_plane.api.request("POST", path, MINIMAL_SERVER)
+    status = build_server_status()
+    sent = drop_empty_texts(status.to_json_dict())
+    written = control_plane.api.request("PUT", f"{path}/server/status", {**created, "status": sent})
+    assert written["status"] == sent
+    assert ModelServerStatus.model_validate(written["status"]) == status
+    header, line = control_plane.kubectl("get", "ms", namespace=namespace).stdout.splitlines()
+    assert header.split() == ["NAME", "PHASE", "ENGINE", "READY", "REPLICAS", "MODEL", "AGE"]
+    assert line.split()[:6] == ["server", "Ready", "tgi", "2", "3", "tutor"]
+    assert "server" in control_plane.kubectl("get", "llamero", "-o", "name", namespace=namespace).stdout
+    assert "modelserver" not in control_plane.kubectl("get", "all", "-o", "name", namespace=namespace).stdout
+
+
+def test_an_adapters_rollout_stands_in_its_columns(control_plane: ControlPlane, namespace: str) -> None:
+    path = path_of(API_VERSION, "Adapter", namespace)
+    created = control_plane.api.request("POST", path, build_adapter("a"))
+    verified = {"type": "Verified", "status": "True", "reason": "Proven", "lastTransitionTime": NOW.isoformat()}
+    status = {"weight": 25, "server": "server", "id": "default-a-00000000", "retry": 1, "conditions": [verified]}
+    written = control_plane.api.request("PUT", f"{path}/a/status", {**created, "status": status})
+    assert {k: written["status"][k] for k in status if k != "conditions"} == {
+        k: v for k, v in status.items() if k != "conditions"
+    }
+    header, line = control_plane.kubectl("get", "adapters", namespace=namespace).stdout.splitlines()
+    shown = dict(zip(header.split(), line.split(), strict=True))
+    assert (shown["SERVING"], shown["VERIFIED"]) == ("25", "True")
 
 
 def test_kubectl_explains_a_field_with_the_models_words(control_plane: ControlPlane) -> None:

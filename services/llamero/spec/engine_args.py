@@ -82,6 +82,7 @@ RESERVED: Mapping[EngineType, Mapping[str, str]] = {
         "--max-loras": _ROOM,
         "--max-cpu-loras": _ROOM,
         "--max-lora-rank": _RANK,
+        "--shutdown-timeout": "the operator sets it",
         "--download-dir": _FOLDERS,
         "--allowed-local-media-path": "requests must not read the pod's files",
         "--config": "options stand in `engine.args`, where they are checked",
