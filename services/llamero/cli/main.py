@@ -5,7 +5,9 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 from rich.console import Console
@@ -13,18 +15,28 @@ from rich.markup import escape
 from rich.table import Table
 
 from llamero import __version__
+from llamero.cli.adapters import adapters
 from llamero.cli.cluster import COMMANDS as CLUSTER_COMMANDS
 from llamero.cli.data import data
 from llamero.cli.display import format_number, format_seconds, make_display
+from llamero.cli.errors import CommandError
+from llamero.cli.localserver import DEFAULT_SERVER, LocalServer
 from llamero.cli.manifest import LoadedManifest, load_manifest
 from llamero.cli.processes import ServerError
+from llamero.cli.rollout import parse_assignment, rollout
 from llamero.cli.run import ExitCode, FinishedRun, RunError, RunOptions, run_job
+from llamero.cli.servers import servers
 from llamero.cli.serving import ServedModel, serve_model
 from llamero.phases.processes import Interrupted, interrupt_on_signals
 from llamero.spec.job import FineTuneJob
 from llamero.spec.names import RunLayout, parse_run_name
 from llamero.spec.results import Report
+from llamero.spec.rollout import StrategySpec
 from llamero.spec.rules import Severity, find_cluster_only_fields
+from llamero.storage import StorageError
+
+if TYPE_CHECKING:
+    from llamero.cli.localserving import ServeOptions
 
 DEFAULT_PORT = 8080
 QUESTION_TIMEOUT_SECONDS = 120
@@ -95,10 +107,12 @@ def run(manifest: Path, workdir: Path, host: str, port: int | None, serve: bool,
 @cli.command()
 @MANIFEST_ARGUMENT
 def validate(manifest: Path) -> None:
-    """Say every mistake in a manifest: where it stands, what it is and what to do. Ends with 2 where there is one."""
+    """Say every mistake in a manifest (FineTuneJob or ModelServer): where it stands, what it is and what to do. Ends with 2 where there is one."""
     loaded = load_manifest(manifest)
-    job = _require_job(loaded)
-    click.echo(f"{manifest}: FineTuneJob {job.metadata.name} is valid.")
+    _say_problems(loaded)
+    found = loaded.job or loaded.server
+    assert found is not None, "a manifest without mistakes is one of the two"
+    click.echo(f"{manifest}: {found.kind} {found.metadata.name} is valid.")
 
 
 @cli.command()
@@ -107,16 +121,98 @@ def schema() -> None:
     click.echo(json.dumps(build_schema(), indent=2, ensure_ascii=False))
 
 
-@cli.command()
-@click.argument("job")
+@cli.command(epilog="Ends with 1 a server failed, 2 refused, 130 interrupted.")
+@click.argument("job", required=False)
+@click.option("--base", type=click.Path(path_type=Path), help="Without JOB: the base model's folder.")
+@click.option(
+    "--adapter",
+    "assignments",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Without JOB: an adapter's folder and the public name that it serves; may be repeated, of one name the later is the newer.",
+)
 @WORKDIR_OPTION
 @HOST_OPTION
 @PORT_OPTION
 @click.option(
-    "--run", "run_number", type=int, default=None, help="Which run. [default: the newest that passed its gate]"
+    "--run", "run_number", type=int, default=None, help="Of JOB: which run. [default: the newest that passed its gate]"
 )
-def serve(job: str, workdir: Path, host: str, port: int | None, run_number: int | None) -> None:
-    """Serve the adapter of a finished run of JOB with a chat page, until Ctrl-C."""
+@click.option(
+    "--server", default=DEFAULT_SERVER, show_default=True, help="Without JOB: the server's name in the work folder."
+)
+@click.option(
+    "--quantization", type=click.Choice(["nf4"]), help="Without JOB: serve the base in 4 bits, as QLoRA trained on."
+)
+@click.option("--steps", help="Without JOB: percent of the callers that a new adapter answers, such as 5,25,50,100.")
+@click.option("--interval", type=click.IntRange(min=1), help="Without JOB: least seconds at a step.")
+@click.option(
+    "--min-requests",
+    type=click.IntRange(min=0),
+    help="Without JOB: requests that a new adapter must have answered at a step.",
+)
+def serve(
+    job: str | None,
+    base: Path | None,
+    assignments: tuple[str, ...],
+    workdir: Path,
+    host: str,
+    port: int | None,
+    run_number: int | None,
+    server: str,
+    quantization: Literal["nf4"] | None,
+    steps: str | None,
+    interval: int | None,
+    min_requests: int | None,
+) -> None:
+    """Serve with a chat page, until Ctrl-C: the adapter of a finished run of JOB, or any adapters on a base.
+
+    A server with --base keeps its state in WORKDIR/serve/SERVER: started again it goes on from there, and `llamero rollout` lets new
+    adapters take over step by step.
+    """
+    if job is None:
+        if base is None and not LocalServer(workdir, server).exists:
+            raise click.UsageError("Give a JOB, or --base DIR with --adapter NAME=DIR.")
+        from llamero.cli.localserving import ServeOptions
+
+        percents, chosen = _parse_steps(steps), _choose_port(host, port)
+        options = ServeOptions(base, (), host, chosen, quantization, percents, interval, min_requests)
+        _serve_adapters(LocalServer(workdir, server), assignments, options)
+        return
+    if base is not None or assignments:
+        raise click.UsageError("JOB serves its own base and adapter: leave out JOB, or --base and --adapter.")
+    _serve_job(job, workdir, host, port, run_number)
+
+
+def _serve_adapters(server: LocalServer, assignments: tuple[str, ...], options: "ServeOptions") -> None:
+    from llamero.cli.localserving import serve_locally
+
+    try:
+        with interrupt_on_signals():
+            told = replace(options, adapters=tuple(parse_assignment(a) for a in assignments))
+            serve_locally(server, told, click.echo)
+    except Interrupted:
+        _complain("Interrupted: every process has ended.")
+        sys.exit(ExitCode.INTERRUPTED)
+    except (CommandError, StorageError) as error:
+        _complain(str(error))
+        sys.exit(ExitCode.BAD_MANIFEST)
+    except ServerError as error:
+        _complain(str(error))
+        sys.exit(1)
+
+
+def _parse_steps(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(StrategySpec(steps=[int(part) for part in text.split(",")]).steps)
+    except ValueError as error:
+        raise click.UsageError(
+            f"--steps {text}: whole percents that rise to 100, with commas between, such as 5,25,50,100."
+        ) from error
+
+
+def _serve_job(job: str, workdir: Path, host: str, port: int | None, run_number: int | None) -> None:
     console = Console()
     layout, report = _find_served_run(workdir, job, run_number)
     manifest = FineTuneJob.model_validate_json(layout.manifest.read_bytes())
@@ -139,7 +235,7 @@ def build_schema() -> dict[str, object]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **FineTuneJob.model_json_schema(by_alias=True)}
 
 
-for command in (data, *CLUSTER_COMMANDS):
+for command in (data, *CLUSTER_COMMANDS, servers, adapters, rollout):
     cli.add_command(command)
 
 
@@ -150,13 +246,23 @@ def main() -> int:
 
 
 def _require_job(loaded: LoadedManifest) -> FineTuneJob:
+    _say_problems(loaded)
+    if loaded.job is None:
+        _complain(
+            "The manifest is a ModelServer, which a cluster serves: here `llamero serve --base DIR --adapter NAME=DIR` does."
+        )
+        sys.exit(ExitCode.BAD_MANIFEST)
+    return loaded.job
+
+
+def _say_problems(loaded: LoadedManifest) -> None:
+    """Prints them; ends the command where one is a mistake."""
     for problem in loaded.problems:
         click.echo(str(problem), err=True)
-    if loaded.job is None:
+    if loaded.job is None and loaded.server is None:
         count = sum(p.severity is Severity.ERROR for p in loaded.problems)
         _complain(f"{count} mistake{'s' if count != 1 else ''} in the manifest: nothing was started.")
         sys.exit(ExitCode.BAD_MANIFEST)
-    return loaded.job
 
 
 def _complain(text: str) -> None:

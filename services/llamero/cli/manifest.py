@@ -17,7 +17,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from llamero.spec.job import FineTuneJob
 from llamero.spec.rules import Path as FieldPath
 from llamero.spec.rules import Problem, Severity
-from llamero.spec.validation import validate_job
+from llamero.spec.server import SERVER_KIND, ModelServer
+from llamero.spec.validation import validate_job, validate_server
 from llamero.storage import is_local, local_path
 
 MAX_MANIFEST_BYTES = 1 << 20
@@ -54,11 +55,13 @@ class LocatedProblem:
 
 @dataclass(frozen=True)
 class LoadedManifest:
-    """What came of a file: the job (None where there is an error), every problem by line, and the manifest with its variables filled in."""
+    """What came of a file: the job or the server (None where there is an error), every problem by line, and the manifest with its variables
+    filled in."""
 
     job: FineTuneJob | None
     problems: list[LocatedProblem]
     raw: Any = None
+    server: ModelServer | None = None
 
 
 def load_manifest(
@@ -76,7 +79,7 @@ def load_manifest(
         documents = [d for d in yaml.compose_all(text, Loader=yaml.SafeLoader) if d is not None]
         if len(documents) != 1:
             found = "is empty" if not documents else f"holds {len(documents)} documents"
-            message = f"the file {found}, where one FineTuneJob is needed"
+            message = f"the file {found}, where one FineTuneJob or ModelServer is needed"
             return LoadedManifest(None, [LocatedProblem(file, 1, 1, "", message, Severity.ERROR)])
         raw = yaml.load(text, Loader=yaml.SafeLoader)  # the safe loader: builds no objects but plain values
     except yaml.YAMLError as error:
@@ -88,12 +91,14 @@ def load_manifest(
         )
     root = documents[0]
     raw, problems = _resolve_uris(raw, None if for_cluster else file.resolve().parent, environment)
-    job, found_problems = validate_job(raw)
-    problems = [*_find_doubled_keys(root), *problems, *found_problems]
+    is_server = isinstance(raw, dict) and raw.get("kind") == SERVER_KIND
+    job, found_problems = (None, []) if is_server else validate_job(raw)
+    server, server_problems = validate_server(raw) if is_server else (None, [])
+    problems = [*_find_doubled_keys(root), *problems, *found_problems, *server_problems]
     located = sorted((_locate(file, root, p) for p in problems), key=lambda p: (p.line, p.column))
     if any(p.severity is Severity.ERROR for p in located):
-        job = None
-    return LoadedManifest(job, located, raw)
+        job, server = None, None
+    return LoadedManifest(job, located, raw, server)
 
 
 def format_path(path: FieldPath) -> str:

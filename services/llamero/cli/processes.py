@@ -20,9 +20,13 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
-    def __enter__(self) -> "Server":
+    def start(self) -> None:
+        """Start it and return at once. In the main thread: the process dies with the thread that started it."""
         self._process = start_process(self._module, self._arguments, self.log)
-        assert self._process.stdout is not None
+
+    def wait_until_ready(self) -> None:
+        """Blocks until it serves. Raises ServerError where it ends before that; the process is ended then."""
+        assert self._process is not None and self._process.stdout is not None
         try:
             for line in self._process.stdout:
                 if line.startswith("ready "):
@@ -33,16 +37,24 @@ class Server:
                     f"The {self.name} ended with code {self._process.wait()} before it was ready: see {self.log}."
                 )
         except BaseException:
-            self.__exit__(None, None, None)
+            self.stop()
             raise
         threading.Thread(target=_drain, args=(self._process,), daemon=True).start()
+
+    def stop(self) -> None:
+        """End it; one that has ended, or never ran, is no error."""
+        if self._process is not None:
+            stop_process(self._process, grace_seconds=10.0)
+
+    def __enter__(self) -> "Server":
+        self.start()
+        self.wait_until_ready()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            stop_process(self._process, grace_seconds=10.0)
+        self.stop()
 
     def returncode(self) -> int | None:
         """None while it runs."""

@@ -53,6 +53,9 @@ def read_submissions(path: Path, environment: Mapping[str, str] | None = None) -
         problems += loaded.problems
         if loaded.job is not None:
             submissions.append(_to_submission(file, loaded, loaded.job))
+        elif loaded.server is not None:
+            message = "jobs are submitted; send a ModelServer with `kubectl apply -f`"
+            problems.append(LocatedProblem(file, 1, 1, "kind", message, Severity.ERROR))
     if not submissions and not problems:
         message = f"the folder holds no FineTuneJob ({', '.join(SUFFIXES)})"
         problems.append(LocatedProblem(path, 1, 1, "", message, Severity.ERROR))
