@@ -25,8 +25,10 @@ from stack.protocol_worker import ProtocolWorker, Script
 API_VERSION = "llamero.dev/v1alpha1"
 JOB_KIND = "FineTuneJob"
 STACK_LABEL = "llamero.dev/stack"
-POD_KINDS = ("data", "training", "evaluation", "helper")
+POD_KINDS = ("data", "training", "evaluation", "helper", "cpu", "tgi", "vllm")
 ENDED = ("Succeeded", "Failed")
+NOTHING_SERVED = {"enabled": False}
+"""Stories of jobs alone; those of servers set `serving` themselves."""
 
 Object = dict[str, Any]
 
@@ -108,13 +110,13 @@ class Stack:
         kubeconfig: Path | None = None,
     ) -> OperatorProcess:
         """A further operator process for the same namespace, not started."""
-        merged = {"namespaces": [self.namespace], **self._settings, **(settings or {})}
+        merged = {"namespaces": [self.namespace], "serving": NOTHING_SERVED, **self._settings, **(settings or {})}
         # A control plane may have other nodes: pods of this stack run on its own alone, where their workers know its Redis.
         mine = {"nodeSelector": {STACK_LABEL: self.namespace}}
         pods = merged.get("pods") or {}
         merged["pods"] = {kind: {**(pods.get(kind) or {}), **mine} for kind in POD_KINDS}
         return OperatorProcess(
-            kubeconfig or self._kubeconfig,
+            kubeconfig or self._own_kubeconfig(),
             self.folder,
             self.redis.url,
             merged,
@@ -122,6 +124,18 @@ class Stack:
             environment=environment,
             fork_server=self._fork_server,
         )
+
+    def _own_kubeconfig(self) -> Path:
+        """As the control plane's, where none was given, with this stack's namespace as the operator's own: routes are written there."""
+        if self._kubeconfig != self.plane.kubeconfig:
+            return self._kubeconfig
+        content = json.loads(self.plane.kubeconfig.read_text())
+        for context in content["contexts"]:
+            context["context"]["namespace"] = self.namespace
+        path = self.folder / "operator.kubeconfig"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(content))
+        return path
 
     def add_node(self, options: NodeOptions | None = None) -> NodeThread:
         """A further node with the same kind of pods."""

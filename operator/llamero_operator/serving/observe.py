@@ -1,5 +1,6 @@
 """From the API's dictionaries to the views that decisions about servers see: engine pods, Deployments, Adapters, ModelServers. Pure."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from llamero.spec import names
 from llamero.spec.adapter import AdapterSpec
 from llamero.spec.job import API_VERSION
 from llamero.spec.server import SERVER_KIND, ModelServer, ModelServerStatus
-from llamero.spec.serving import REFUSED_EXIT, AgentRefusal, AgentWanted
+from llamero.spec.serving import REFUSED_EXIT, AgentRefusal
 from llamero.spec.validation import validate_server
 from llamero_operator.observe import (
     EPOCH,
@@ -26,8 +27,6 @@ from llamero_operator.observe import (
 
 Object = Mapping[str, Any]
 
-WANTED_VARIABLE = "LLAMERO_WANTED"
-"""In a pod whose engine reads its adapters at start: the list that it was started with (`spec.serving.AgentWanted`)."""
 TEMPLATE_LABEL = "pod-template-hash"
 DIGEST_ANNOTATION = f"{names.GROUP}/digest"
 """On what the operator makes for a server: digest of the manifest that it was made from."""
@@ -107,7 +106,7 @@ def view_engine_pod(pod: Object) -> EnginePodView:
         phase=str(status.get("phase") or "Pending"),
         restarts=int(engine.get("restartCount") or 0),
         template=str((metadata.get("labels") or {}).get(TEMPLATE_LABEL) or ""),
-        gathered=_find_gathered(pod.get("spec") or {}),
+        gathered=_find_gathered(metadata),
         problem=_find_problem(status, conditions),
         refusals=tuple(_find_refusals(status)),
     )
@@ -117,18 +116,14 @@ def _status_of(statuses: Iterable[Object] | None, name: str) -> Object:
     return next((s for s in statuses or [] if s.get("name") == name), {})
 
 
-def _find_gathered(spec: Object) -> tuple[str, ...]:
-    """Ids of the adapters that the pod was started with, from the environment of its containers."""
-    for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
-        for variable in container.get("env") or []:
-            if variable.get("name") != WANTED_VARIABLE:
-                continue
-            try:
-                wanted = AgentWanted.model_validate_json(variable.get("value") or "")
-            except ValidationError:
-                continue
-            return tuple(adapter.id for adapter in wanted.adapters)
-    return ()
+def _find_gathered(metadata: Object) -> tuple[str, ...]:
+    """Ids of the adapters that the pod was started with, from its template's annotation."""
+    text = (metadata.get("annotations") or {}).get(names.GATHERED_ANNOTATION)
+    try:
+        ids = json.loads(text) if text else []
+    except ValueError:
+        return ()
+    return tuple(i for i in ids if isinstance(i, str)) if isinstance(ids, list) else ()
 
 
 def _find_problem(status: Object, conditions: Mapping[str, Object]) -> str:
