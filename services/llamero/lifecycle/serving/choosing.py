@@ -113,9 +113,9 @@ def find_verdict(draft: ServerDraft, entry: ServedNameSpec, adapter: AdapterView
         return ""
     verified, rolled_back = status.condition(ConditionType.VERIFIED), status.condition(ConditionType.ROLLED_BACK)
     if verified is not None and verified.status == "False" and verified.reason != "BaseMismatch":
-        return verified.message or f"{adapter.name} was refused."
+        return f"{adapter.name} can't be served: {verified.message}"
     if entry.promote != adapter.name and rolled_back is not None and rolled_back.status == "True":
-        return rolled_back.message or f"{adapter.name} was rolled back."
+        return f"{adapter.name} was rolled back. {rolled_back.message}"
     return ""
 
 

@@ -67,10 +67,11 @@ def find_work(draft: ServerDraft, state: ServerState) -> tuple[str, str] | None:
     waiting = [a for a in draft.status.adapters if a.state in ("Pending", "Loading")]
     if waiting:
         return "Loading", f"{waiting[0].name}: {waiting[0].message or 'it is being loaded.'}"
-    if draft.status.drains:
+    leaving = [a.name for a in draft.status.adapters if a.state == "Draining"]
+    if leaving:
         return (
             "Draining",
-            f"{len(draft.status.drains)} adapters get no requests any more, and are unloaded when they are quiet.",
+            f"{', '.join(leaving)[:200]}: no requests come any more; unloaded once those under way ended.",
         )
     if len(draft.able) < state.replicas:
         return "PodsStarting", f"{len(draft.able)} of {state.replicas} pods take requests."

@@ -1,10 +1,10 @@
 """How a deleted server goes: its routes first, then, once no request is under way to it, its pods; given up rather than hung."""
 
-from llamero.lifecycle.serving.draft import ServerDraft
+from llamero.lifecycle.serving.draft import ServerDraft, write_condition
 from llamero.lifecycle.serving.draining import are_routes_taken_in
 from llamero.lifecycle.serving.routing import build_routes
 from llamero.lifecycle.serving.world import ServerDecision, ServerRoutes, ServerWorld
-from llamero.spec.status import ConditionType
+from llamero.spec.status import Condition, ConditionType
 
 
 def take_down(draft: ServerDraft) -> ServerDecision:
@@ -17,7 +17,8 @@ def take_down(draft: ServerDraft) -> ServerDecision:
     has_gone = not draft.world.routed.backends and not is_routed
     if not is_routed and (has_gone or is_quiet or elapsed >= draft.limits.drain_seconds):
         return _let_go(draft, given_up=not (is_quiet or has_gone))
-    draft.put(deletion_message="It is routed away from, and waits until no request is under way to it.")
+    message = "It is routed away from, and waits until no request is under way to it."
+    draft.put(deletion_message=message, conditions=_tell_deletion(draft, message))
     told = {i for b in draft.world.routed.backends for i in b.adapters}
     return ServerDecision(
         status=draft.status,
@@ -27,6 +28,13 @@ def take_down(draft: ServerDraft) -> ServerDecision:
         notes=tuple(draft.notes),
         wake_after=draft.limits.busy_poll_seconds,
     )
+
+
+def _tell_deletion(draft: ServerDraft, message: str) -> list[Condition]:
+    rows = [(ConditionType.READY, "False"), (ConditionType.RECONCILING, "True")]
+    old = draft.world.status.conditions
+    told = [write_condition(old, k, t, "Deleting", message, draft.now, draft.world.generation) for k, t in rows]
+    return [*told, *(c for c in old if c.type not in dict(rows))]
 
 
 def count_in_flight(world: ServerWorld) -> int:

@@ -26,9 +26,10 @@ def gather(draft: ServerDraft) -> list[AdapterView]:
     if names != sorted(draft.status.gathered) or draft.status.gathered_at is None:
         draft.put(gathered=names, gathered_at=draft.now)
         draft.busy = True
-    drains = {i: since for i, since in load.leave.items() if any(a.served_id == i for a in wanted)}
+    here = {a.served_id for a in wanted}
+    drains = {i: since for i, since in {**load.gone, **load.leave}.items() if i in here}
     draft.put(drains=drains, adapters=tell_adapters(draft, wanted, load, waiting))
-    draft.busy = draft.busy or bool(drains)
+    draft.busy = draft.busy or bool(load.leave)
     return wanted
 
 
@@ -92,6 +93,8 @@ def _is_starting(draft: ServerDraft, tried: list[AdapterView]) -> str:
     deployment = draft.world.deployment
     if deployment is None or deployment.settled or draft.spec.replicas == 0:
         return ""
+    if draft.seconds_since(draft.status.gathered_at or draft.now) >= draft.limits.start_seconds:
+        return ""  # they never will, and the old ones go on
     draft.busy = True
     return "It waits until the pods that are starting have started."
 

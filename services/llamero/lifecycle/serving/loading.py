@@ -16,13 +16,13 @@ from llamero.spec.serving import AdapterWanted, AgentWanted, BaseWanted
 @dataclass
 class Load:
     """What pods are to have. `stay` they have been told of and keep; `come` is new and has room; `wait` has none; `leave` drains, since when;
-    `gone` has drained."""
+    `gone` has drained, and is still in pods of an engine that can't unload it."""
 
     stay: list[AdapterView] = field(default_factory=list)
     come: list[AdapterView] = field(default_factory=list)
     wait: list[AdapterView] = field(default_factory=list)
     leave: dict[str, datetime] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
+    gone: dict[str, datetime] = field(default_factory=dict)
 
 
 def find_told_ids(draft: ServerDraft) -> set[str]:
@@ -56,7 +56,7 @@ def plan_load(draft: ServerDraft) -> Load:
         leaving.add(before.pop().served_id)
     for served_id, since in find_drain_starts(draft, leaving).items():
         if has_drained(draft, served_id, since):
-            load.gone.add(served_id)
+            load.gone[served_id] = since
         else:
             load.leave[served_id] = since
     load.stay += before
@@ -156,8 +156,14 @@ def build_wanted(draft: ServerDraft, adapters: list[AdapterView]) -> AgentWanted
         adapters=listed,
     )
     digest = digest_json(wanted.model_dump(mode="json", exclude={"serial", "version"}))
-    old, heard = draft.world.status.wanted_serial, [p.report.serial for p in draft.world.pods if p.report is not None]
-    latest = max([old, *heard])
-    serial = old if digest == draft.world.status.wanted_digest and latest == old and old > 0 else latest + 1
+    status = draft.world.status
+    latest = max([status.wanted_serial, *(p.report.serial for p in draft.world.pods if p.report is not None)])
+    is_known = digest == status.wanted_digest and latest == status.wanted_serial > 0
+    if (
+        draft.gathers and not status.wanted_digest
+    ):  # the status was lost: pods that have it all need not start anew for a number
+        ids = {a.id for a in listed}
+        is_known = latest > 0 and any(set(p.gathered) == ids for p in draft.world.pods if not p.deleting)
+    serial = latest if is_known else latest + 1
     draft.put(wanted_serial=serial, wanted_digest=digest)
     return wanted.model_copy(update={"serial": serial})

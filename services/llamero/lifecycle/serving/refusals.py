@@ -29,7 +29,12 @@ def condemn(draft: ServerDraft, adapter: AdapterView, reason: str, message: str)
 
 def is_overdue(draft: ServerDraft, adapter: AdapterView) -> bool:
     """Whether pods that take requests were told of the adapter long ago and none has it. A start with it is `gathering`'s to judge."""
-    attempted_at = draft.status_of(adapter).attempted_at
+    status = draft.status_of(adapter)
+    verified, attempted_at = status.condition(ConditionType.VERIFIED), status.attempted_at
+    if (
+        verified is not None and verified.status == "True"
+    ):  # it was ready once: pods that were started anew load it again
+        return False
     if draft.gathers or attempted_at is None or count_ready(draft.able, adapter.served_id):
         return False
     if not any(p.heard for p in draft.able):

@@ -50,14 +50,16 @@ def mend(draft: ServerDraft, name: str) -> NameStatus:
     known = draft.by_name
     route = find_route(draft, name)
     if old.adapter is None and old.since is not None:
-        if route is not None and any(t.adapter is None for t in route.targets):
+        if route is not None and (not route.targets or any(t.adapter is None for t in route.targets)):
             draft.base_names.add(name)
         else:
             old = old.model_copy(update={"since": None})
     if old.adapter is not None and old.adapter not in known:
         old = old.model_copy(update={"adapter": None, "since": None})
-    if old.canary is not None and (old.canary not in known or old.canary == old.adapter):
+    if old.canary is None or old.canary not in known or old.canary == old.adapter:
         old = drop_canary(old)
+    if not old.step_id and old.weight:
+        old = old.model_copy(update={"weight": 0})
     if old.previous is not None and (old.previous not in known or old.previous == old.adapter):
         old = old.model_copy(update={"previous": None})
     if old.step_started_at is not None and old.step_started_at > draft.now:
@@ -165,10 +167,13 @@ def start(draft: ServerDraft, old: NameStatus, choice: Choice, adapter: AdapterV
 
 def wait_for(draft: ServerDraft, old: NameStatus, adapter: AdapterView, has_other: bool) -> NameStatus:
     """The adapter is not where it is needed."""
-    draft.busy = True
     state: NameState = "Canary" if has_other else "Waiting"
     if not draft.able:
         return say(old, state, f"{adapter.name} waits for a pod that takes requests.")
+    draft.busy = True
+    pending = next((a for a in draft.world.status.adapters if a.name == adapter.name and a.state == "Pending"), None)
+    if pending is not None and pending.message:
+        return say(old, state, f"{adapter.name}: {pending.message}")
     return say(old, state, f"{adapter.name} is being loaded and proven.")
 
 
@@ -259,7 +264,7 @@ def roll_back(draft: ServerDraft, old: NameStatus, choice: Choice, adapter: Adap
     draft.tell(adapter, ConditionType.ROLLED_BACK, "True", "AnalysisFailed", message)
     draft.amend(adapter, retry=choice.entry.retry)
     draft.note("RolledBack", f"{adapter.name} was rolled back. {message}", warning=True)
-    return say(drop_canary(old), "RolledBack", message)
+    return say(drop_canary(old), "RolledBack", f"{adapter.name} was rolled back. {message}")
 
 
 def promote(draft: ServerDraft, old: NameStatus, adapter: AdapterView, why: str) -> NameStatus:

@@ -254,30 +254,51 @@ class Cluster:
         self.last = decision
         return decision
 
-    def carry_out(self, decision: ServerDecision) -> None:
+    def carry_out(self, decision: ServerDecision, crash_before: int | None = None) -> None:
+        """In the operator's order; `crash_before` the step of that number the operator dies."""
+        steps = (
+            self._write_adapters, self._write_wanted, self._write_routes, self._write_deployment, self._write_status,
+            self._release,
+        )  # fmt: skip
+        for step in steps[:crash_before]:
+            step(decision)
+
+    def _write_adapters(self, decision: ServerDecision) -> None:
         for name, status in decision.adapter_statuses.items():
             self.adapters[name] = replace(self.adapters[name], status=status)
         for name in decision.hold:
             if not self.adapters[name].deleting:
                 self.adapters[name] = replace(self.adapters[name], held=True)
-        if decision.wanted is not None:
-            self.wanted = decision.wanted
-            for pod in self.pods:
-                if self.engine != "tgi" and pod.up and not pod.silent:
-                    pod.told = max([w for w in (pod.told, decision.wanted) if w is not None], key=lambda w: w.serial)
-        if decision.routes != self.routed:
-            self.routed, self.written_at = decision.routes, self.now
-            told = [*(b.to_json_dict() for b in self.routed.backends), *(r.to_json_dict() for r in self.routed.routes)]
-            self.revision = digest_json(told)[:16]
+
+    def _write_wanted(self, decision: ServerDecision) -> None:
+        if decision.wanted is None:
+            return
+        self.wanted = decision.wanted
+        for pod in self.pods:
+            if self.engine != "tgi" and pod.up and not pod.silent:
+                pod.told = max([w for w in (pod.told, decision.wanted) if w is not None], key=lambda w: w.serial)
+
+    def _write_routes(self, decision: ServerDecision) -> None:
+        if decision.routes == self.routed:
+            return
+        self.routed, self.written_at = decision.routes, self.now
+        told = [*(b.to_json_dict() for b in self.routed.backends), *(r.to_json_dict() for r in self.routed.routes)]
+        self.revision = digest_json(told)[:16]
+
+    def _write_deployment(self, decision: ServerDecision) -> None:
         if decision.deploy:
             self.replicas, self.deployed = decision.replicas, True
+
+    def _write_status(self, decision: ServerDecision) -> None:
         self.status = ModelServerStatus.model_validate_json(decision.status.model_dump_json())
+        self.notes += decision.notes
+
+    def _release(self, decision: ServerDecision) -> None:
         for name in decision.release:
             adapter = replace(self.adapters[name], held=False)
             self.adapters[name] = adapter
             if adapter.deleting:
                 del self.adapters[name]
-        self.notes += decision.notes
         if decision.let_go:
             self.gone = True
             self.pods.clear()
