@@ -13,13 +13,12 @@ from typing import Any
 from llamero.chat.settings import SILENT_WATCH_SECONDS, WATCH_SECONDS, ConfigMapName
 from llamero.chat.table import RouteTable
 from llamero.kube import Kube, KubeError, connect
-from llamero.kube.objects import Resource
+from llamero.kube.objects import CONFIG_MAPS
 from llamero.kube.throttle import backoff_seconds
 from llamero.spec import names
 
 log = logging.getLogger(__name__)
 
-CONFIG_MAPS = Resource("/api/v1", "configmaps", "ConfigMap")
 MAX_BACKOFF_SECONDS = 5.0
 EXPIRED = 410
 

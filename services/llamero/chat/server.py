@@ -104,6 +104,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
         response.headers.setdefault(name, value)
     if request.app[LIFE].is_draining:
         response.force_close()  # the next request of this client goes elsewhere
+        response.headers["Connection"] = "close"
 
 
 @web.middleware
@@ -211,7 +212,10 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def serve(settings: ChatSettings) -> None:
-    """Serve until SIGTERM or SIGINT, then take no new connections and give running answers `drain_seconds` to end."""
+    """Serve until SIGTERM or SIGINT, then take no new connections and give running answers `drain_seconds` to end.
+
+    What comes on connections that are open is still answered meanwhile, and each closes after its answer.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -229,8 +233,6 @@ async def serve(settings: ChatSettings) -> None:
         await stop.wait()
         life.is_draining = True
         await site.stop()
-        assert runner.server is not None
-        runner.server.pre_shutdown()  # idle connections close now, busy ones after their answer
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.drain_seconds):
                 while life.running:

@@ -57,10 +57,11 @@ async def client(real_chat: Any) -> AsyncIterator[aiohttp.ClientSession]:
 
 @dataclass
 class StandIn:
-    """An engine that keeps TGI's contract for /v1/chat/completions and says what it is told to.
+    """An engine that keeps TGI's contract for /v1/chat/completions and /v1/completions and says what it is told to.
 
     `script` are the raw bytes of the answer, piece by piece with `pause` seconds between; `status` other than 200 sends the
-    first piece as the whole answer. `cut` ends the connection after the last piece as a crash does.
+    first piece as the whole answer, `refused` does so for single model ids. `cut` ends the connection after the last piece as a
+    crash does. Between `hold()` and `release()` requests wait before they are answered.
     """
 
     url: str = ""
@@ -68,8 +69,14 @@ class StandIn:
     script: list[bytes] = field(default_factory=list)
     pause: float = 0.0
     cut: bool = False
+    refused: dict[str, int] = field(default_factory=dict)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     running: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
     def say(self, *texts: str, model: str = "anything", finish: str = "stop") -> None:
         """Answer with these pieces of text, then usage and [DONE]."""
@@ -81,13 +88,34 @@ class StandIn:
         self.status, self.cut = 200, False
         self.script = [b"data: " + json.dumps({**head, **c}).encode() + b"\n\n" for c in chunks] + [b"data: [DONE]\n\n"]
 
+    def say_whole(self, text: str, model: str = "anything") -> None:
+        """Answer with this text in one piece."""
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        head = {"object": "chat.completion", "id": "", "created": 1, "model": model}
+        self.status, self.cut = 200, False
+        self.script = [json.dumps({**head, "choices": [choice], "usage": usage}).encode()]
+
+    def hold(self) -> None:
+        self.gate.clear()
+
+    def release(self) -> None:
+        self.gate.set()
+
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.bodies.append(await request.json())
-        if self.status != 200:
-            return web.Response(body=self.script[0], status=self.status, content_type="application/json")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        body = await request.json()
+        self.bodies.append(body)
+        self.paths.append(request.path)
         self.running += 1
         try:
+            while not self.gate.is_set():
+                await asyncio.sleep(0.002)
+            status = self.refused.get(body["model"], self.status)
+            if status != 200:
+                return web.Response(
+                    body=self.script[0] if self.script else b"{}", status=status, content_type="application/json"
+                )
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
             for piece in self.script:
                 await response.write(piece)
@@ -100,33 +128,96 @@ class StandIn:
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    """A stand-in engine on a thread of its own."""
-    engine = StandIn()
-    ready, loop = threading.Event(), asyncio.new_event_loop()
+def start_stand_in() -> Iterator[Callable[[], StandIn]]:
+    """Starts stand-in engines, all on one thread of their own."""
+    loop = asyncio.new_event_loop()
+    runners: list[web.AppRunner] = []
 
-    async def start() -> web.AppRunner:
+    async def start(engine: StandIn) -> None:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", engine.answer)
-        runner = web.AppRunner(app, handler_cancellation=True)
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            app.router.add_post(path, engine.answer)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         engine.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        ready.set()
-        return runner
+        runners.append(runner)
 
-    def run() -> None:
-        runner = loop.run_until_complete(start())
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
+    def launch() -> StandIn:
+        engine = StandIn()
+        asyncio.run_coroutine_threadsafe(start(engine), loop).result(10)
+        return engine
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    ready.wait(10)
-    yield engine
+    yield launch
+    for runner in runners:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
     loop.close()
+
+
+@pytest.fixture
+def stand_in(start_stand_in: Callable[[], StandIn]) -> StandIn:
+    """A stand-in engine."""
+    return start_stand_in()
+
+
+@dataclass
+class Chat:
+    """A chat service as a process, with its inner port and the routes file that it follows."""
+
+    url: str
+    inner: str
+    routes: Path
+    server: Any
+
+    async def write(
+        self, servers: dict[str, list[dict[str, Any]]], routes: list[dict[str, Any]], revision: str
+    ) -> None:
+        """Change the routes and wait until the service says that they are in force."""
+        written = self.routes.with_suffix(".new")
+        written.write_text(json.dumps({"servers": servers, "routes": routes, "revision": revision}))
+        written.replace(self.routes)
+        await self.until(lambda report: report["revision"] == revision)
+
+    async def report(self) -> dict[str, Any]:
+        async with aiohttp.ClientSession() as client, client.get(f"{self.inner}/v1/report") as response:
+            return await response.json()  # type: ignore[no-any-return]
+
+    async def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first report of which it holds."""
+        async with asyncio.timeout(20):
+            while not holds(report := await self.report()):
+                await asyncio.sleep(0.01)
+        return report
+
+    async def counts(self) -> dict[tuple[str, str, str | None], tuple[int, int]]:
+        """(requests, errors) by model, step and adapter."""
+        targets = (await self.report())["targets"]
+        return {(t["model"], t["step"], t["adapter"]): (t["requests"], t["errors"]) for t in targets}
+
+
+@pytest.fixture
+def start_chat(launch_server: Any, tmp_path: Path) -> Iterator[Callable[..., Chat]]:
+    """Starts a chat service on a routes file, with an inner port; further options as on the command line."""
+    started: list[Any] = []
+
+    def start(
+        servers: dict[str, list[dict[str, Any]]], routes: list[dict[str, Any]], *options: str, revision: str = "first"
+    ) -> Chat:
+        path = tmp_path / f"routes-{len(started)}.json"
+        path.write_text(json.dumps({"servers": servers, "routes": routes, "revision": revision}))
+        port_file = tmp_path / f"inner-{len(started)}"
+        inner = ("--inner-port", "0", "--inner-port-file", str(port_file))
+        server = launch_server("llamero.chat", "--routes", str(path), "--port", "0", *inner, *options)
+        started.append(server)
+        return Chat(server.url, f"http://127.0.0.1:{port_file.read_text().strip()}", path, server)
+
+    yield start
+    for server in started:
+        server.stop()
 
 
 @pytest.fixture
