@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from llamero.lifecycle.serving.world import ServingLimits
 from llamero.lifecycle.world import Limits
 from llamero_operator.resources.quantities import add_quantities, parse_quantity, round_up_cores
 from llamero_operator.settings import (
@@ -103,6 +104,23 @@ def test_the_password_is_not_shown_with_the_settings() -> None:
             "pods.training.sharedMemory: it counts as the pod's memory and must be below pods.training.memoryLimit (64Gi), not 64Gi",
         ),
         (
+            {"pods": {"vllm": {"cpuRequest": "9", "cpuLimit": "8"}}},
+            "pods.vllm.cpuRequest: must be at most pods.vllm.cpuLimit (8), not 9",
+        ),
+        (
+            {"serving": {"chats": ["chat"]}},
+            "serving.chats[0]: 'chat' does not fit an address, such as `llamero-chat-inner.llamero.svc:8081`",
+        ),
+        (
+            {"serving": {"chats": ["chat:70000"]}},
+            "serving.chats: `chat:70000` has no port between 1 and 65535 behind its colon",
+        ),
+        (
+            {"serving": {"busyPollSeconds": 20}},
+            "serving.busyPollSeconds: must be at most serving.pollSeconds (10), not 20",
+        ),
+        ({"serving": {"crashRestarts": 0}}, "serving.crashRestarts: must be at least 1, not 0"),
+        (
             {"pods": {"helper": {"ephemeralLimit": "2Gi"}}},
             "pods.helper.scratch: must be at most pods.helper.ephemeralLimit (2Gi), not 10Gi",
         ),
@@ -195,6 +213,47 @@ def test_limits_are_what_the_settings_say() -> None:
         allowed_bases=("meta-llama/*",),
         storage_problem=None,
     )
+
+
+def test_serving_limits_are_what_the_settings_say() -> None:
+    settings = parse_settings(
+        {
+            "gpuClasses": {"spot": {}},
+            "allowedBases": ["meta-llama/*"],
+            "serving": {
+                "pollSeconds": 2,
+                "busyPollSeconds": 1,
+                "reportSeconds": 3,
+                "drainSeconds": 4,
+                "settleSeconds": 5,
+                "gatherSeconds": 6,
+                "crashRestarts": 7,
+                "startSeconds": 80,
+            },
+        },
+        REDIS,
+    )
+    assert settings.to_serving_limits() == ServingLimits(
+        poll_seconds=2,
+        busy_poll_seconds=1,
+        report_seconds=3,
+        drain_seconds=4,
+        settle_seconds=5,
+        gather_seconds=6,
+        crash_restarts=7,
+        start_seconds=80,
+        known_gpu_classes=frozenset({"spot"}),
+        allowed_bases=("meta-llama/*",),
+    )
+
+
+def test_what_is_not_said_of_serving_is_what_decisions_take_by_themselves() -> None:
+    assert parse_settings({}, REDIS).to_serving_limits() == ServingLimits()
+
+
+@pytest.mark.parametrize("address", ["chat:8081", "llamero-chat-inner.llamero.svc:8081", "127.0.3.1:9", "[::1]:8081"])
+def test_a_chat_service_is_named_by_host_and_port(address: str) -> None:
+    assert parse_settings({"serving": {"chats": [address]}}, REDIS).serving.chats == [address]
 
 
 def test_settings_without_storage_say_so_to_every_job() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from llamero.spec.asked import list_language_models, show_path
 from llamero.spec.job import FineTuneJob, SecretRef
-from llamero.spec.server import ModelServer
 from llamero.spec.status import WorkKind
 from llamero.spec.tasks import AttemptId
 from llamero_operator.resources.quantities import round_up_cores
@@ -98,13 +97,6 @@ def _check_secrets(refs: list[tuple[str, str, SecretRef]], settings: OperatorSet
                 f"{path}: its key `{ref.key}` is also that of {other_path}, of another secret ({other_secret}), and both would be the "
                 "same environment variable: give one of the keys another name."
             )
-
-
-def find_server_secret_problems(server: ModelServer, settings: OperatorSettings) -> tuple[str, ...]:
-    """What keeps a ModelServer's secret from being its agent's environment, a sentence each."""
-    ref = server.spec.base_model.secret_ref
-    refs = [("base", "spec.baseModel.secretRef", ref)] if ref is not None else []
-    return tuple(_check_secrets(refs, settings))
 
 
 def build_secret_environment(job: FineTuneJob, kind: WorkKind) -> list[Manifest]:

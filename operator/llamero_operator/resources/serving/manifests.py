@@ -11,7 +11,6 @@ from llamero.lifecycle.serving.world import ServerDecision, ServerWorld
 from llamero.spec import names
 from llamero.spec.job import API_VERSION
 from llamero.spec.server import SERVER_KIND, EngineType, ModelServerSpec
-from llamero_operator.resources.environment import find_server_secret_problems
 from llamero_operator.resources.pods import UnknownGpuClass, find_gpu_class
 from llamero_operator.resources.serving.cpu import CpuPod
 from llamero_operator.resources.serving.engine import Launch, PodEngine
@@ -32,14 +31,13 @@ def find_server_problems(world: ServerWorld, settings: OperatorSettings) -> tupl
     """What in a valid ModelServer can't be served in pods, a sentence each: for `ServerWorld.problems`."""
     if world.server is None:
         return ()
-    problems = list(find_server_secret_problems(world.server, settings))
     spec = world.server.spec
-    if count_gpus(spec):
-        try:
+    try:
+        if count_gpus(spec):
             find_gpu_class(spec.resources.gpu_class, settings)
-        except UnknownGpuClass as error:
-            problems.append(f"spec.resources.gpuClass: {error}.")
-    return tuple(problems)
+    except UnknownGpuClass as error:
+        return (f"spec.resources.gpuClass: {error}.",)
+    return ()
 
 
 def count_gpus(spec: ModelServerSpec) -> int:

@@ -40,6 +40,7 @@ Manifest = dict[str, Any]
 
 CACHE_SIZE = "8Gi"
 WANTED_PATH = "/llamero/wanted"
+HUB_TOKEN = "HF_TOKEN"
 AGENT_HEALTH_PATH, AGENT_READY_PATH = "/healthz", "/readyz"
 
 _PROBE_SECONDS = 5
@@ -230,7 +231,7 @@ def _build_agent_environment(
         *plain_variables(variables),
         *build_process_environment(settings.pods.agent),
         *build_hub_environment(settings.hub),
-        *([variable_from_secret(ref.key, ref.name, ref.key)] if ref is not None else []),
+        *([variable_from_secret(HUB_TOKEN, ref.name, ref.key)] if ref is not None else []),
     ]
 
 
