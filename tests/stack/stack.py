@@ -34,7 +34,8 @@ Object = dict[str, Any]
 
 
 class Stack:
-    """Everything but the control plane. With a `script`, pods are played by a ProtocolWorker; without, they are real processes.
+    """Everything but the control plane. With a `script`, pods are played by a ProtocolWorker; without, they are real processes
+    (`runtime`: started otherwise than a node does by itself).
 
     Use as a context manager; `operator` is started unless `start_operator` is False.
     """
@@ -52,6 +53,7 @@ class Stack:
         kubeconfig: Path | None = None,
         fork_server: ForkServer | None = None,
         storage: Path | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self.plane = plane
         self.folder = folder
@@ -60,7 +62,7 @@ class Stack:
         self.storage.mkdir(parents=True, exist_ok=True)
         self.redis = RedisServer(folder / "redis", password=redis_password, append_only=True)
         self.worker = ProtocolWorker(self.redis.url, script) if script is not None else None
-        self._runtime: Runtime | None = SimulatedRuntime(self.worker) if self.worker is not None else None
+        self._runtime = SimulatedRuntime(self.worker) if self.worker is not None else runtime
         self._node_options = node or NodeOptions()
         self._settings = {
             "storage": {"hostPath": str(self.storage), "mountPath": str(self.storage)},
