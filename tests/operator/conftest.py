@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from serving.fixtures import tiny as tiny
 
 from llamero.lifecycle.world import Capabilities, World
 from llamero.spec.job import FineTuneJob

@@ -9,7 +9,7 @@ import pytest
 from cluster.api import path_of
 from cluster.control_plane import ControlPlane
 from cluster.waiting import until
-from serving.fixtures import Tiny, tiny  # noqa: F401
+from serving.fixtures import Tiny
 from serving.makers import WORDS, TinyAdapter
 from stack.stack import API_VERSION, Object, Stack
 
