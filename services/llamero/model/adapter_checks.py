@@ -1,7 +1,7 @@
 """What is wrong with an adapter folder: broken or foreign files, and what an engine would silently drop or refuse.
 
-Reads the adapter's config and weights and the base's config and weight headers; loads no model. What each engine serves was
-read from its source: text-generation-inference 3.3.7 and vLLM.
+Reads the adapter's config and weights and the base's config and weight headers; loads no model, and neither torch nor PEFT: an
+agent beside an engine has neither. What each engine serves was read from its source: text-generation-inference 3.3.7 and vLLM.
 """
 
 import json
@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
+from pydantic import ValidationError
+from safetensors import SafetensorError
 
+from llamero.model.bases import base_digest
+from llamero.model.tensorfiles import find_unnumbered, read_shapes
 from llamero.spec.names import MANIFEST_NAME
+from llamero.spec.results import AdapterManifest
+from llamero.storage import find_damage
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -52,16 +57,19 @@ class _Adapter:
         return [key for key in self.shapes if not _LORA_KEY.fullmatch(key)]
 
 
-def check_adapter(folder: Path, base_folder: Path, engine: Engine = "tgi") -> list[str]:
+def check_adapter(
+    folder: Path, base_folder: Path, engine: Engine = "tgi", *, base_sha256: str | None = None
+) -> list[str]:
     """What is wrong with an adapter folder for an engine, a sentence each; empty where it is served whole.
 
     Says what any engine would choke on (missing or pickled files, damage against its manifest, another base, wrong shapes, values that are
-    not finite), then what this engine would drop or refuse.
+    not finite), then what this engine would drop or refuse. `base_sha256` is the base's digest where it is known: it is read otherwise.
     """
     adapter = _read_adapter(folder)
     if isinstance(adapter, str):
         return [adapter]
-    problems = _check_manifest(folder, base_folder) + _check_shapes(adapter, base_folder) + _check_values(adapter)
+    problems = _check_manifest(folder, base_folder, base_sha256)
+    problems += _check_shapes(adapter, base_folder) + _check_values(adapter)
     return problems + _ENGINE_CHECKS[engine](adapter, base_folder)
 
 
@@ -79,36 +87,43 @@ def _read_adapter(folder: Path) -> _Adapter | str:
         return f"{folder / CONFIG} is no JSON: {error}."
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         return f"{folder / CONFIG} describes no LoRA adapter."
+    fault = _find_config_fault(config)
+    if fault:
+        return f"{folder / CONFIG} {fault}."
     try:
-        shapes = _read_shapes(folder / WEIGHTS)
+        shapes = read_shapes(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         return f"{folder / WEIGHTS} can't be read as safetensors: {error}."
     return _Adapter(folder, config, shapes)
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(path, framework="pt") as tensors:
-        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 - no mapping
+def _find_config_fault(config: dict[str, Any]) -> str | None:
+    """What keeps the numbers that the checks go by from being read."""
+    if not isinstance(config.get("r"), int) or config["r"] < 1:
+        return "gives no rank (r)"
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(isinstance(v, (int, float)) for v in pattern.values()):
+            return f"has a {name} that is no table of numbers"
+        try:
+            [re.compile(key) for key in pattern]
+        except re.error as error:
+            return f"has a {name} with a key that is no pattern ({error})"
+    return None
 
 
-def _check_manifest(folder: Path, base_folder: Path) -> list[str]:
+def _check_manifest(folder: Path, base_folder: Path, base_sha256: str | None) -> list[str]:
     """Damage, and a base that it was not trained on, where the adapter has a manifest."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return []
-    from pydantic import ValidationError
-
-    from llamero.model.loading import base_digest
-    from llamero.spec.results import AdapterManifest
-    from llamero.storage import find_damage
-
     try:
         manifest = AdapterManifest.model_validate_json(path.read_bytes())
     except ValidationError:
         return [f"{path} is no adapter manifest."]
     damage = find_damage(folder, manifest.files)
     problems = [damage] if damage else []
-    if manifest.base_sha256 != base_digest(base_folder):
+    if manifest.base_sha256 != (base_sha256 or base_digest(base_folder)):
         problems.append(f"It was trained on another base ({manifest.base}) than {base_folder}.")
     return problems
 
@@ -117,7 +132,7 @@ def _check_shapes(adapter: _Adapter, base_folder: Path) -> list[str]:
     base = {
         key.removesuffix(".weight"): shape
         for path in sorted(base_folder.glob("*.safetensors"))
-        for key, shape in _read_shapes(path).items()
+        for key, shape in read_shapes(path).items()
     }
     problems = []
     pairs = adapter.pairs()
@@ -128,6 +143,9 @@ def _check_shapes(adapter: _Adapter, base_folder: Path) -> list[str]:
             problems.append(f"{module} has only one of its two LoRA matrices.")
             continue
         rank = _rank_of(module, adapter.config)
+        if len(pair["A"]) != 2 or len(pair["B"]) != 2:
+            problems.append(f"{module} has LoRA tensors that are no matrices.")
+            continue
         (rank_a, width_in), (width_out, rank_b) = pair["A"], pair["B"]
         if (rank_a, rank_b) != (rank, rank):
             problems.append(f"{module} has rank {rank_a} (A) and {rank_b} (B), where {CONFIG} says {rank}.")
@@ -136,16 +154,16 @@ def _check_shapes(adapter: _Adapter, base_folder: Path) -> list[str]:
                 problems.append(f"{module} is not in the base model.")
         elif base[module] != (width_out, width_in):
             problems.append(
-                f"{module} is made for a {width_out} × {width_in} matrix, where the base's is {base[module][0]} × {base[module][1]}."
+                f"{module} is made for a {width_out} × {width_in} matrix, where the base's is {' × '.join(map(str, base[module]))}."
             )
     return problems
 
 
 def _rank_of(module: str, config: dict[str, Any]) -> int:
-    from peft.utils.other import get_pattern_key
-
+    """The rank that the config gives a module: by the first key of rank_pattern that is the module's name or its end, as PEFT has it."""
     pattern = config.get("rank_pattern") or {}
-    return int(pattern.get(get_pattern_key(pattern.keys(), module), config.get("r", 0)))
+    key = next((k for k in pattern if re.fullmatch(rf"(?:.*\.)?(?:{k})", module)), None)
+    return int(config.get("r", 0) if key is None else pattern[key])
 
 
 def _is_tied_head(module: str, base_folder: Path) -> bool:
@@ -157,8 +175,7 @@ def _base_config(base_folder: Path) -> dict[str, Any]:
 
 
 def _check_values(adapter: _Adapter) -> list[str]:
-    with safe_open(adapter.folder / WEIGHTS, framework="pt") as tensors:
-        bad = [key for key in adapter.shapes if not bool(tensors.get_tensor(key).isfinite().all())]
+    bad = find_unnumbered(adapter.folder / WEIGHTS)
     return [f"{len(bad)} tensors hold values that are not finite, such as {bad[0]}."] if bad else []
 
 
