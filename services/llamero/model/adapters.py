@@ -251,7 +251,8 @@ def _token_layers(base: PreTrainedModel, token_ids: list[int]) -> dict[str, list
 
 def _make_room(base: PreTrainedModel | PeftModel, tokens: int) -> None:
     """Rows for new tokens; their values are the adapter's, so how new rows are filled does not matter to a loaded one."""
-    inner = base.get_base_model() if isinstance(base, PeftModel) else base
+    # Not get_base_model(), which asks the active adapter: the last one may have been deleted.
+    inner = base.base_model.model if isinstance(base, PeftModel) else base
     if tokens <= inner.get_input_embeddings().weight.shape[0]:
         return
     if not isinstance(inner.get_input_embeddings(), torch.nn.Embedding):
