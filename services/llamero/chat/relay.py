@@ -191,8 +191,8 @@ class Relay:
         is_done, failed = DONE in opening, False
         try:
             await _prepare(response, asked.request)
-            await _send(response, b"".join(map(shape.event, opening)))
             try:
+                await self._send_batch(asked, shape, response, opening)
                 async for batch in batches:
                     is_done = await self._send_batch(asked, shape, response, batch) or is_done
                 if not is_done:

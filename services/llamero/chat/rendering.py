@@ -36,7 +36,7 @@ _FINISHES: Final[Mapping[str, str | None]] = {"eos_token": "stop", "stop_sequenc
 
 _GENERATION = re.compile(r"\{%(-?)\s*generation\s*(-?)%\}")
 _END_GENERATION = re.compile(r"\{%(-?)\s*endgeneration\s*(-?)%\}")
-_CONTROL_FORMS = r"<\|[^\s<>|]{1,64}\|>|</?s>"
+CONTROL_FORMS = r"<\|[^\s<>|]{1,64}\|>|</?s>"
 
 
 class Rendered:
@@ -172,7 +172,7 @@ def _template(name: str, ends: tuple[str, ...]) -> jinja2.Template:
 @functools.lru_cache(maxsize=64)
 def _control_pattern(ends: tuple[str, ...]) -> re.Pattern[str]:
     forms = [re.escape(e) for e in sorted(ends, key=len, reverse=True) if len(e) > 1]
-    return re.compile("|".join([*forms, _CONTROL_FORMS]))
+    return re.compile("|".join([*forms, CONTROL_FORMS]))
 
 
 def _read_turn(message: Mapping[str, Any], control: re.Pattern[str]) -> dict[str, str]:

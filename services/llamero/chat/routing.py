@@ -9,9 +9,9 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from llamero.chat.errors import MODEL_NOT_FOUND, ChatError
+from llamero.spec import names
 from llamero.spec.routes import Backend, Route, Routes, Target
 
-BASE_ALIAS = "tgi"  # what TGI and the CPU engine call their base
 BUCKETS = 10_000
 
 Ask = tuple[str, str | None]
@@ -36,9 +36,7 @@ class Destination:
     @property
     def upstream_model(self) -> str:
         """The name of the target at the backend."""
-        if self.target.adapter is not None:
-            return self.target.adapter
-        return self.route.model if self.backend.engine == "vllm" else BASE_ALIAS
+        return names.ENGINE_BASE_NAME if self.target.adapter is None else self.target.adapter
 
     @property
     def is_rendered_here(self) -> bool:

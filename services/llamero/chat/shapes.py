@@ -12,7 +12,7 @@ from llamero.chat.heads import Head
 from llamero.chat.routing import Destination
 
 _CONTENT = re.compile(
-    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"(?!")|"tool_calls"\s*:\s*\[|"function_call"\s*:\s*\{'
+    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments)"\s*:\s*"(?!")|"tool_calls"\s*:\s*\[\s*\{|"function_call"\s*:\s*\{'
 )
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"(?!")')
 

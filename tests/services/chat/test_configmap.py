@@ -153,7 +153,12 @@ async def test_an_api_server_that_is_away_or_forgets_changes_nothing_until_it_is
 async def test_rights_on_that_one_config_map_are_enough(
     cluster: Cluster, start: Callable[[], Cluster], control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [ROUTES_NAME], "verbs": ["get", "list", "watch"]}
+    rule = {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": [ROUTES_NAME],
+        "verbs": ["get", "list", "watch"],
+    }
     group = "rbac.authorization.k8s.io"
     control_plane.apply(
         *[

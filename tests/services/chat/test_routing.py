@@ -107,11 +107,11 @@ def test_a_target_that_failed_a_request_is_not_asked_again_for_it() -> None:
     assert choose_destination(routes, "tutor", "me", given_up={NEW, OLD}) is None
 
 
-def test_the_base_is_asked_for_by_the_name_that_its_engine_knows() -> None:
-    backends = [Backend(url=A), Backend(url=B, engine="vllm")]
+def test_the_base_is_asked_for_by_the_name_that_every_engine_gives_its_base() -> None:
+    backends = [Backend(url=A, engine="tgi"), Backend(url=B, engine="vllm"), Backend(url=C, engine="cpu")]
     route = Route(model="tutor", server="s", targets=[Target()])
     asked = follow(Routes(servers={"s": backends}, routes=[route]))
-    assert [d.upstream_model for d in asked] == ["tgi", "tutor"]
+    assert [d.upstream_model for d in asked] == ["tgi", "tgi", "tgi"]
 
 
 def test_an_unknown_model_is_refused_and_nothing_stands_in_for_it() -> None:
