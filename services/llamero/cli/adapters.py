@@ -13,6 +13,7 @@ import click
 
 from llamero.cli.connection import ClusterError, Place, clean_object, cluster_options, print_objects, run_on_cluster
 from llamero.cli.errors import CommandError
+from llamero.cli.localserver import LocalServerError
 from llamero.cli.run import ExitCode
 from llamero.cli.servedmodels import see_local
 from llamero.cli.serverplaces import WORKDIR, Where, where_options
@@ -29,7 +30,7 @@ ADAPTERS_LISTING = "llamero adapters list -A"
 
 @click.group()
 def adapters() -> None:
-    """Trained adapters that servers may serve: list them, or import one that was made elsewhere."""
+    """Trained adapters that servers may serve: list them, import one that was made elsewhere, delete one."""
 
 
 @adapters.command("list")
@@ -139,6 +140,34 @@ def import_adapter(
         click.echo(str(error), err=True)
         sys.exit(ExitCode.BAD_MANIFEST)
     run_on_cluster(place, lambda kube: _create(kube, place, manifest), ADAPTER_PLURAL, ADAPTERS_LISTING)
+
+
+@adapters.command("delete", epilog="Ends with 0 done, 1 cluster trouble, 2 refused.")
+@click.argument("name")
+@where_options
+def delete_adapter(name: str, where: Where) -> None:
+    """Delete the Adapter NAME. One that serves goes on until another has taken its place, and is removed then."""
+    local = where.local_servers()
+    if local is None:
+        run_on_cluster(where.place, lambda kube: _delete(kube, where.place, name), ADAPTER_PLURAL, ADAPTERS_LISTING)
+        return
+    found = [s for s in local if where.server in (None, s.name) and s.mark_deleted(name, datetime.now(UTC))]
+    if not found:
+        known = ", ".join(a.name for s in local if where.server in (None, s.name) for a in s.read_adapters())
+        raise LocalServerError(f"There is no adapter {name} here: known are {known or 'none'}.")
+    for server in found:
+        later = "" if server.is_served() else ", when `llamero serve` runs again"
+        click.echo(
+            f"Adapter {name} of server {server.name} is being deleted: it goes as soon as no request can go to it{later}."
+        )
+
+
+async def _delete(kube: "Kube", place: Place, name: str) -> None:
+    from llamero.kube import objects
+
+    namespace = place.namespace or kube.namespace
+    await objects.delete(kube, objects.ADAPTERS, namespace, name)
+    click.echo(f"Adapter {namespace}/{name} is being deleted: it goes as soon as no request can go to it.")
 
 
 async def _create(kube: "Kube", place: Place, manifest: Object) -> None:

@@ -31,13 +31,17 @@ from llamero.spec.adapter import AdapterResourceStatus
 from llamero.spec.digest import digest_json
 from llamero.spec.names import server_key
 from llamero.spec.routes import Routes
+from llamero.spec.server import ModelServerStatus
 from llamero.spec.serving import CHAT_REPORT_PATH, ChatReport
+from llamero.spec.status import ConditionType
 from llamero.storage import delete_tree, write_atomically
 
 STEP_SECONDS = 0.5
 CHAT_SECONDS = 2.0
 LIMITS = ServingLimits(poll_seconds=1.0, busy_poll_seconds=0.5, drain_seconds=60.0, settle_seconds=2.0)
 """On one machine whoever is asked answers at once; a long answer may still take its minute."""
+
+CLUSTER_CONDITIONS = frozenset({ConditionType.PROTECTED, ConditionType.AUTOSCALED})
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +175,7 @@ class LocalController:
         held = ({*self._status.held} | decision.hold) - decision.release
         self._write_status(
             LocalStatus(
-                server=decision.status,
+                server=leave_out_cluster(decision.status),
                 adapters={name: status for name, status in told.items() if name in known},
                 held=sorted(held & known),
                 url=self.public_url,
@@ -212,6 +216,11 @@ class LocalController:
         delete_tree(str(self.server.files_of(adapter)))
         self.server.remove_adapter(adapter)
         self._tell(Note("Deleted", f"The adapter {adapter} is removed.", False))
+
+
+def leave_out_cluster(status: ModelServerStatus) -> ModelServerStatus:
+    """The status without conditions that speak of what only a cluster has."""
+    return status.model_copy(update={"conditions": [c for c in status.conditions if c.type not in CLUSTER_CONDITIONS]})
 
 
 def list_unsettled(status: LocalStatus) -> list[str]:

@@ -111,6 +111,16 @@ class TestSubmit:
         )
         assert cluster.find_job() is None
 
+    def test_a_model_server_is_not_a_job(self, cluster: Any) -> None:
+        result = cluster.llamero("submit", str(cluster.write(**{"kind: FineTuneJob": "kind: ModelServer"})))
+        assert result.exit_code == 2 and "error: spec.data: unknown field `data`" in result.stderr
+        file = cluster.folder / "server.yaml"
+        file.write_text(
+            "apiVersion: llamero.dev/v1alpha1\nkind: ModelServer\nmetadata: {name: shared}\nspec: {baseModel: {uri: s3://m/tiny}}\n"
+        )
+        result = cluster.llamero("submit", str(file))
+        assert result.exit_code == 2 and "send a ModelServer with `kubectl apply -f`" in result.stderr
+
     def test_mistakes_come_with_their_lines_and_nothing_is_sent(self, cluster: Any) -> None:
         file = cluster.write(**{"epochs: 2": "epochs: -2"})
         result = cluster.llamero("submit", str(file))

@@ -116,3 +116,43 @@ def test_a_warning_does_not_stop_a_job(tmp_path: Path) -> None:
     loaded = load_manifest(write(tmp_path, VALID + "  training:\n    lora: {rank: 8, alpha: 256}\n"), {})
     assert loaded.job is not None
     assert [(p.severity, p.line) for p in loaded.problems] == [(Severity.WARNING, 17)]
+
+
+SERVER = """\
+apiVersion: llamero.dev/v1alpha1
+kind: ModelServer
+metadata:
+  name: shared
+spec:
+  baseModel:
+    uri: s3://models/tiny-base
+  engine:
+    type: cpu
+  strategy:
+    steps: [10, 100]
+"""
+
+
+def test_a_model_server_is_read_as_one(tmp_path: Path) -> None:
+    loaded = load_manifest(write(tmp_path, SERVER), {})
+    assert loaded.problems == [] and loaded.job is None
+    assert loaded.server is not None and loaded.server.spec.strategy.steps == [10, 100]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "path", "says"),
+    [
+        ("type: cpu", "type: cup", 9, "spec.engine.type", "must be 'tgi', 'vllm' or 'cpu'"),
+        ("steps: [10, 100]", "steps: [50, 20]", 10, "spec.strategy", "steps must rise and end with 100"),
+        ("type: cpu", "type: cpu\n  resources: {gpus: 1}", 10, "spec.resources.gpus", "the cpu engine uses no GPU"),
+        ("  strategy:", "  model: x\n  strategy:", 10, "spec.model", "did you mean `models`"),
+    ],
+)
+def test_a_model_servers_mistakes_stand_where_they_are(
+    tmp_path: Path, old: str, new: str, line: int, path: str, says: str
+) -> None:
+    assert old in SERVER
+    loaded = load_manifest(write(tmp_path, SERVER.replace(old, new)), {})
+    assert loaded.server is None
+    found = [p for p in loaded.problems if p.path == path]
+    assert [(p.line, says in p.message) for p in found] == [(line, True)], loaded.problems
