@@ -49,6 +49,62 @@ class Operator(PodPlacement):
     )
 
 
+class ChatService(SpecModel):
+    """The Service that chat clients reach."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field("ClusterIP", description="Its type.")
+    port: Port = Field(80, description="Its port.")
+    annotations: Manifest = Field(
+        default_factory=dict, description="Annotations, such as a cloud's for a load balancer."
+    )
+
+
+class IngressTls(SpecModel):
+    """A certificate of the Ingress."""
+
+    secret_name: DnsName = Field(description="A Secret of the release's namespace with certificate and key.")
+    hosts: list[Text] = Field(default_factory=list, description="Hosts that it is for; empty: the Ingress' own.")
+
+
+class Ingress(SpecModel):
+    """The way in from outside the cluster. Answers stream: the controller must not gather them, and its time limit must be long."""
+
+    enabled: bool = Field(False, description="Make it.")
+    class_name: Annotated[str, Field(max_length=253)] = Field(
+        "", description="Its class; empty: the cluster's default."
+    )
+    host: Annotated[str, Field(max_length=253)] = Field("", description="The host that it answers for; empty: any.")
+    annotations: Manifest = Field(
+        default_factory=dict,
+        description="The controller's own settings, such as nginx' `proxy-buffering: off` and `proxy-read-timeout`.",
+    )
+    tls: list[IngressTls] = Field(default_factory=list, description="Certificates.")
+
+
+class Chat(PodPlacement):
+    """The chat service: OpenAI's API and a page, in front of all ModelServers."""
+
+    enabled: bool = Field(True, description="Run it. Without, `settings.serving.chats` names those that run elsewhere.")
+    replicas: int = Field(2, ge=1, le=100, description="Pods.")
+    drain_seconds: int = Field(
+        120, ge=1, le=3_600, description="Time that answers under way have when a pod is told to end."
+    )
+    trust_forwarded_for: bool = Field(
+        False,
+        description="Tell callers apart by the last entry of X-Forwarded-For: only behind a proxy that writes it.",
+    )
+    pod_annotations: Manifest = Field(default_factory=dict, description="Annotations of the pods.")
+    resources: Manifest = Field(
+        default_factory=lambda: {
+            "requests": {"cpu": "100m", "memory": "128Mi"},
+            "limits": {"memory": "512Mi"},
+        },
+        description="The container's requests and limits.",
+    )
+    service: ChatService = Field(default_factory=ChatService, description="Its Service.")
+    ingress: Ingress = Field(default_factory=Ingress, description="The way in from outside.")
+
+
 class ServiceAccount(SpecModel):
     """Who the operator is to the API server."""
 
@@ -64,7 +120,8 @@ class Rbac(SpecModel):
         True, description="Make the operator's Roles (`settings.namespaces` named) or ClusterRole (all namespaces)."
     )
     user_roles: bool = Field(
-        True, description="Let Kubernetes' view, edit and admin roles read and write FineTuneJobs and Adapters."
+        True,
+        description="Let Kubernetes' view, edit and admin roles read and write FineTuneJobs, ModelServers and Adapters.",
     )
 
 
@@ -139,6 +196,14 @@ class NetworkPolicies(SpecModel):
         default_factory=lambda: [{"namespaceSelector": {}}],
         description="Who may read the operator's metrics (NetworkPolicy peers).",
     )
+    chat_from: list[Manifest] = Field(
+        default_factory=list, description="Who may reach the chat service (NetworkPolicy peers); empty: anyone."
+    )
+    engine_metrics_from: list[Manifest] = Field(
+        default_factory=list,
+        description="Who may reach the engines besides the chat service, for their metrics (NetworkPolicy peers). The port is that of all "
+        "their requests, vLLM's loading of adapters included: name Prometheus alone.",
+    )
     api_server_ports: Annotated[list[Port], Field(min_length=1)] = Field(
         default_factory=lambda: [443, 6443], description="Ports of the API server."
     )
@@ -158,15 +223,17 @@ class NetworkPolicies(SpecModel):
                 ],
             }
         ],
-        description="Where jobs' pods may go besides DNS and Redis (NetworkPolicy egress rules): by default HTTPS (hub, object "
-        "store, data), but not a cloud's metadata service.",
+        description="Where jobs' and engines' pods may go besides DNS and, for jobs, Redis (NetworkPolicy egress rules): by default HTTPS "
+        "(hub, object store, data), but not a cloud's metadata service.",
     )
 
 
 class Monitoring(SpecModel):
     """Prometheus."""
 
-    pod_monitor: bool = Field(False, description="Make a PodMonitor (Prometheus operator).")
+    pod_monitor: bool = Field(
+        False, description="Make PodMonitors of the operator and of the engines (Prometheus operator)."
+    )
     labels: Manifest = Field(default_factory=dict, description="Labels by which Prometheus finds it.")
     interval: Annotated[str, Field(pattern=r"^[0-9]+(s|m)$")] = Field("30s", description="Time between two readings.")
 
@@ -181,6 +248,7 @@ class ChartValues(SpecModel):
         description="The operator's settings, as in docs/reference/settings.md; `redisUrl` comes from `redis`."
     )
     operator: Operator = Field(default_factory=Operator, description="The operator's Deployment.")
+    chat: Chat = Field(default_factory=Chat, description="The chat service.")
     service_account: ServiceAccount = Field(default_factory=ServiceAccount, description="The operator's account.")
     rbac: Rbac = Field(default_factory=Rbac, description="Rights.")
     redis: Redis = Field(default_factory=Redis, description="The broker.")

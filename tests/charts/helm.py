@@ -58,8 +58,11 @@ class Helm:
             raise HelmError(f"helm {' '.join(arguments[:2])}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def template(self, values: Path | Manifest, release: str = "llamero", namespace: str = "llamero") -> list[Manifest]:
+    def template(
+        self, values: Path | Manifest, release: str = "llamero", namespace: str = "llamero", *options: str
+    ) -> list[Manifest]:
         """The manifests that the chart renders to for the values, without the CRDs."""
         text = values.read_text() if isinstance(values, Path) else yaml.safe_dump(values)
-        printed = self.run("template", release, str(CHART), "--namespace", namespace, "--values", "-", stdin=text)
+        told = ("template", release, str(CHART), "--namespace", namespace, "--values", "-", *options)
+        printed = self.run(*told, stdin=text)
         return [manifest for manifest in yaml.safe_load_all(printed) if manifest]

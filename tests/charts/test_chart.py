@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jsonschema
 import kubernetes_validate
@@ -18,6 +17,8 @@ import yaml
 from charts.helm import CHART, REPOSITORY, VALUES, Helm, HelmError, Manifest
 
 import llamero
+from llamero.chat.settings import ConfigMapName
+from llamero.chat.settings import parse_settings as parse_chat_settings
 from llamero.spec import names
 from llamero_operator.resources.environment import REDIS_SECRET
 from llamero_operator.settings import OperatorSettings, parse_settings
@@ -43,6 +44,48 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
     return [m for m in manifests if m["kind"] in kinds]
+
+
+def named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [m for m in of_kind(manifests, kind) if m["metadata"]["name"] == name]
+    return found
+
+
+def operator_of(manifests: list[Manifest]) -> Manifest:
+    """The operator's Deployment."""
+    (found,) = [m for m in of_kind(manifests, "Deployment") if m["metadata"]["name"].endswith("-operator")]
+    return found
+
+
+def chat_of(manifests: list[Manifest]) -> Manifest:
+    """The chat service's Deployment."""
+    (found,) = [m for m in of_kind(manifests, "Deployment") if m["metadata"]["name"].endswith("-chat")]
+    return found
+
+
+def policy_of(manifests: list[Manifest], ending: str) -> Manifest:
+    """A network policy by the end of its name; the first where there are several."""
+    return next(p for p in of_kind(manifests, "NetworkPolicy") if p["metadata"]["name"].endswith(ending))
+
+
+def chooses(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a label selector takes a pod with these labels."""
+    for expression in selector.get("matchExpressions", []):
+        assert expression["operator"] == "NotIn"
+        if labels.get(expression["key"]) in expression["values"]:
+            return False
+    return bool(selector.get("matchLabels", {}).items() <= labels.items())
+
+
+def lets_in(policy: Manifest, port: int, labels: dict[str, str]) -> bool:
+    """Whether a policy lets a pod with these labels, wherever it is, reach a port."""
+    for rule in policy["spec"]["ingress"]:
+        if port in [p["port"] for p in rule.get("ports", [])]:
+            if "from" not in rule:
+                return True
+            if any(chooses(peer["podSelector"], labels) for peer in rule["from"] if "podSelector" in peer):
+                return True
+    return False
 
 
 def settings_of(manifests: list[Manifest]) -> OperatorSettings:
@@ -104,6 +147,9 @@ def test_services_select_the_pods_they_are_for(manifests: list[Manifest]) -> Non
     for service in of_kind(manifests, "Service"):
         chosen = [found for found in labels if service["spec"]["selector"].items() <= found.items()]
         assert len(chosen) == 1, service["metadata"]["name"]
+        ports = {p["targetPort"] for p in service["spec"]["ports"]}
+        (template,) = [t for _, t in pods(manifests) if t["metadata"]["labels"] is chosen[0]]
+        assert ports <= {p["name"] for c in template["spec"]["containers"] for p in c["ports"]}
 
 
 # -- settings ------------------------------------------------------------------------------------------------------------------
@@ -115,13 +161,13 @@ def test_the_operator_takes_the_settings_that_the_chart_writes(manifests: list[M
 
 
 def test_the_operators_image_is_that_of_its_settings(manifests: list[Manifest]) -> None:
-    (deployment,) = of_kind(manifests, "Deployment")
-    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == settings_of(manifests).images.operator
+    operator = operator_of(manifests)
+    assert operator["spec"]["template"]["spec"]["containers"][0]["image"] == settings_of(manifests).images.operator
 
 
 def test_a_change_of_settings_replaces_the_operator(helm: Helm) -> None:
     def checksum(values: Manifest) -> str:
-        (deployment,) = of_kind(helm.template(values), "Deployment")
+        deployment = operator_of(helm.template(values))
         return str(deployment["spec"]["template"]["metadata"]["annotations"]["checksum/settings"])
 
     assert checksum({}) == checksum({}) != checksum({"settings": {"concurrency": 2}})
@@ -129,7 +175,7 @@ def test_a_change_of_settings_replaces_the_operator(helm: Helm) -> None:
 
 def test_ports_of_the_settings_are_those_of_probes_and_service(helm: Helm) -> None:
     manifests = helm.template({"settings": {"healthPort": 9001, "metricsPort": 9002}})
-    (deployment,) = of_kind(manifests, "Deployment")
+    deployment = operator_of(manifests)
     ports = {p["name"]: p["containerPort"] for p in deployment["spec"]["template"]["spec"]["containers"][0]["ports"]}
     service = next(s for s in of_kind(manifests, "Service") if s["metadata"]["name"] == "llamero-operator")
     assert ports == {"health": 9001, "metrics": 9002}
@@ -139,7 +185,7 @@ def test_ports_of_the_settings_are_those_of_probes_and_service(helm: Helm) -> No
 @pytest.mark.parametrize(("replicas", "strategy", "leases"), [(1, "Recreate", 0), (2, "RollingUpdate", 1)])
 def test_two_operators_need_a_lease(helm: Helm, replicas: int, strategy: str, leases: int) -> None:
     manifests = helm.template({"operator": {"replicas": replicas}})
-    (deployment,) = of_kind(manifests, "Deployment")
+    deployment = operator_of(manifests)
     assert deployment["spec"]["strategy"]["type"] == strategy
     assert settings_of(manifests).lease.enabled is bool(leases)
     assert sum("leases" in r["resources"] for role in of_kind(manifests, "Role") for r in role["rules"]) == 2 * leases
@@ -218,9 +264,13 @@ def test_every_pod_is_restricted(manifests: list[Manifest]) -> None:
             assert container["livenessProbe"] and container["readinessProbe"], name
 
 
-def test_the_operators_pod_alone_has_a_token(manifests: list[Manifest]) -> None:
+def test_only_operator_and_chat_service_have_tokens_and_each_its_own(manifests: list[Manifest]) -> None:
+    accounts = set()
     for name, template in pods(manifests):
         assert template["spec"]["automountServiceAccountToken"] is name.startswith("Deployment/"), name
+        if name.startswith("Deployment/"):
+            assert template["spec"]["serviceAccountName"] not in accounts
+            accounts.add(template["spec"]["serviceAccountName"])
 
 
 def test_ids_are_left_to_the_cluster_where_the_settings_do(helm: Helm) -> None:
@@ -265,7 +315,13 @@ def test_named_namespaces_need_no_right_over_the_cluster(helm: Helm) -> None:
         m for m in of_kind(manifests, "ClusterRole", "ClusterRoleBinding") if "operator" in m["metadata"]["name"]
     ]
     assert not operator
-    assert {m["metadata"]["namespace"] for m in of_kind(manifests, "RoleBinding")} == {"team-a", "team-b"}
+    bound = {(m["metadata"]["namespace"], m["metadata"]["name"]) for m in of_kind(manifests, "RoleBinding")}
+    assert bound == {
+        ("team-a", "llamero-llamero-operator"),
+        ("team-b", "llamero-llamero-operator"),
+        ("llamero", "llamero-routes-writer"),
+        ("llamero", "llamero-routes-reader"),
+    }
 
 
 def test_every_right_of_the_operator_has_its_reason_in_the_docs(helm: Helm) -> None:
@@ -274,7 +330,7 @@ def test_every_right_of_the_operator_has_its_reason_in_the_docs(helm: Helm) -> N
     granted = {
         (resource, verb)
         for role in roles(manifests)
-        if "operator" in role["metadata"]["name"] or "lease" in role["metadata"]["name"]
+        if role["metadata"]["name"].endswith(("-operator", "-lease", "-routes-writer"))
         for rule in role["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -294,34 +350,87 @@ def documented_rights(text: str) -> set[tuple[str, str]]:
 
 def test_every_policy_is_closed_both_ways(helm: Helm) -> None:
     policies = of_kind(helm.template(DEFAULTS), "NetworkPolicy")
-    assert {p["metadata"]["name"] for p in policies} == {"llamero-operator", "llamero-redis", "llamero-workers"}
+    assert {p["metadata"]["name"] for p in policies} == {
+        f"llamero-{n}" for n in ("operator", "redis", "workers", "chat", "engines")
+    }
     for policy in policies:
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
         assert "ingress" in policy["spec"] and "egress" in policy["spec"]
 
 
+WORKER = names.child_labels("job", "uid", 1, "train", 1)
+ENGINE = names.server_labels("server", "uid")
+STRANGER = {"app": "stranger"}
+
+
+def labels_of(deployment: Manifest) -> dict[str, str]:
+    labels: dict[str, str] = deployment["spec"]["template"]["metadata"]["labels"]
+    return labels
+
+
 def test_each_of_the_charts_pods_has_a_policy(helm: Helm) -> None:
     manifests = helm.template(DEFAULTS)
-    chosen = [p["spec"]["podSelector"]["matchLabels"] for p in of_kind(manifests, "NetworkPolicy")]
+    chosen = [p["spec"]["podSelector"] for p in of_kind(manifests, "NetworkPolicy")]
     for name, template in pods(manifests):
-        assert any(c.items() <= template["metadata"]["labels"].items() for c in chosen), name
+        assert any(chooses(c, template["metadata"]["labels"]) for c in chosen), name
 
 
-def test_the_workers_policy_finds_the_pods_that_the_operator_makes(helm: Helm) -> None:
-    policy = next(
-        p for p in of_kind(helm.template(DEFAULTS), "NetworkPolicy") if p["metadata"]["name"].endswith("-workers")
-    )
-    labels = names.child_labels("job", "uid", 1, "train", 1)
-    chosen = policy["spec"]["podSelector"]["matchLabels"]
-    assert chosen.items() <= labels.items()
-    operator = next(template for name, template in pods(helm.template(DEFAULTS)) if name.startswith("Deployment"))
-    assert not chosen.items() <= operator["metadata"]["labels"].items()
+def test_workers_and_engines_have_a_policy_each_and_no_share_in_the_others(helm: Helm) -> None:
+    manifests = helm.template(DEFAULTS)
+    for ending, own in (("-workers", WORKER), ("-engines", ENGINE)):
+        chosen = policy_of(manifests, ending)["spec"]["podSelector"]
+        others = [WORKER, ENGINE, labels_of(operator_of(manifests)), labels_of(chat_of(manifests)), STRANGER]
+        assert [labels for labels in others if chooses(chosen, labels)] == [own]
+
+
+def test_engines_answer_the_chat_service_and_their_agents_the_operator_alone(helm: Helm) -> None:
+    manifests = helm.template(DEFAULTS)
+    policy = policy_of(manifests, "-engines")
+    callers = {
+        "operator": labels_of(operator_of(manifests)),
+        "chat": labels_of(chat_of(manifests)),
+        "worker": WORKER,
+        "engine": ENGINE,
+        "stranger": STRANGER,
+    }
+    assert {n for n, labels in callers.items() if lets_in(policy, names.ENGINE_PORT, labels)} == {"chat"}
+    assert {n for n, labels in callers.items() if lets_in(policy, names.AGENT_PORT, labels)} == {"operator"}
+    ports = [p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]]
+    assert sorted(ports) == [names.ENGINE_PORT, names.AGENT_PORT]
+
+
+def test_the_chat_services_inner_port_is_the_operators_alone(helm: Helm) -> None:
+    manifests = helm.template(DEFAULTS)
+    policy, operator = policy_of(manifests, "-chat"), labels_of(operator_of(manifests))
+    inner = port_of(chat_of(manifests), "inner")
+    assert lets_in(policy, inner, operator) and not lets_in(policy, inner, STRANGER)
+    assert lets_in(policy, port_of(chat_of(manifests), "http"), STRANGER)
+    named_callers = policy_of(helm.template(next(p for p in VALUES if p.stem == "chat")), "-chat")
+    assert not lets_in(named_callers, 8080, STRANGER)
+
+
+def test_every_way_out_has_a_way_in(helm: Helm) -> None:
+    """What operator and chat service may reach lets them in."""
+    manifests = helm.template(DEFAULTS)
+    operator, chat = labels_of(operator_of(manifests)), labels_of(chat_of(manifests))
+    ways = [
+        ("-operator", operator, "-engines", ENGINE, names.AGENT_PORT),
+        ("-operator", operator, "-chat", chat, port_of(chat_of(manifests), "inner")),
+        ("-chat", chat, "-engines", ENGINE, names.ENGINE_PORT),
+    ]
+    for source, caller, target, called, port in ways:
+        out = [r for r in policy_of(manifests, source)["spec"]["egress"] if {"port": port} in r.get("ports", [])]
+        assert any(chooses(peer["podSelector"], called) for r in out for peer in r["to"]), (source, target)
+        assert lets_in(policy_of(manifests, target), port, caller), (source, target)
+
+
+def port_of(deployment: Manifest, name: str) -> int:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return int(next(p["containerPort"] for p in container["ports"] if p["name"] == name))
 
 
 def test_workers_never_reach_a_clouds_metadata_service(helm: Helm) -> None:
-    policy = next(
-        p for p in of_kind(helm.template(DEFAULTS), "NetworkPolicy") if p["metadata"]["name"].endswith("-workers")
-    )
+    policy = policy_of(helm.template(DEFAULTS), "-workers")
     blocks = [peer["ipBlock"] for rule in policy["spec"]["egress"] for peer in rule.get("to", []) if "ipBlock" in peer]
     assert {"169.254.169.254/32"} <= {e for b in blocks for e in b["except"]}
     assert policy["spec"]["ingress"] == []
@@ -329,17 +438,115 @@ def test_workers_never_reach_a_clouds_metadata_service(helm: Helm) -> None:
 
 def test_redis_takes_the_operator_and_workers_alone(helm: Helm) -> None:
     manifests = helm.template(DEFAULTS)
-    policy = next(p for p in of_kind(manifests, "NetworkPolicy") if p["metadata"]["name"].endswith("-redis"))
-    operator = next(t for name, t in pods(manifests) if name.startswith("Deployment"))["metadata"]["labels"]
-    worker = names.child_labels("job", "uid", 1, "train", 1)
-    stranger = {"app": "stranger"}
-
-    def is_let_in(labels: dict[str, str]) -> bool:
-        peers: list[dict[str, Any]] = policy["spec"]["ingress"][0]["from"]
-        return any(p["podSelector"]["matchLabels"].items() <= labels.items() for p in peers)
-
-    assert [is_let_in(labels) for labels in (operator, worker, stranger)] == [True, True, False]
+    policy = policy_of(manifests, "-redis")
+    asked = (labels_of(operator_of(manifests)), WORKER, ENGINE, labels_of(chat_of(manifests)), STRANGER)
+    assert [lets_in(policy, 6379, labels) for labels in asked] == [True, True, False, False, False]
     assert policy["spec"]["egress"] == []
+
+
+# -- the chat service ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [p for p in VALUES if p.stem != "training-alone"], ids=lambda p: p.stem)
+def test_the_chat_service_reads_its_command_line_as_it_was_meant(helm: Helm, values: Path) -> None:
+    manifests = helm.template(values)
+    chat = chat_of(manifests)
+    (container,) = chat["spec"]["template"]["spec"]["containers"]
+    python, dash, module, *arguments = container["command"]
+    assert [python, dash, module] == ["python", "-m", "llamero.chat"]
+    told = parse_chat_settings([a.replace("$(POD_IP)", "127.0.0.9") for a in arguments])
+    assert told.routes == ConfigMapName(chat["metadata"]["namespace"], names.ROUTES_NAME)
+    assert (told.host, told.port, told.inner_port) == ("127.0.0.9", port_of(chat, "http"), port_of(chat, "inner"))
+    grace = chat["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    leave = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert grace > leave + told.drain_seconds
+    assert told.trust_forwarded_for is (values.stem == "chat")
+    assert container["image"] == settings_of(manifests).images.chat
+
+
+def test_the_operator_finds_the_chat_services_inner_ports(helm: Helm) -> None:
+    manifests = helm.template(DEFAULTS)
+    (address,) = settings_of(manifests).serving.chats
+    host, _, port = address.rpartition(":")
+    service = named(manifests, "Service", host.split(".")[0])
+    assert host == f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"] is True
+    assert int(port) == port_of(chat_of(manifests), "inner") == service["spec"]["ports"][0]["port"]
+
+
+def test_chat_services_that_run_elsewhere_are_left_as_the_values_name_them(helm: Helm) -> None:
+    elsewhere = {"chat": {"enabled": False}, "settings": {"serving": {"chats": ["chat.other.svc:9000"]}}}
+    manifests = helm.template(elsewhere)
+    assert settings_of(manifests).serving.chats == ["chat.other.svc:9000"]
+    assert not [m for m in manifests if m["metadata"]["name"].endswith(("-chat", "-chat-inner", "-routes-reader"))]
+    assert settings_of(helm.template({"chat": {"enabled": False}})).serving.chats == []
+
+
+def test_clients_never_reach_the_inner_port_by_service_or_ingress(helm: Helm) -> None:
+    manifests = helm.template(next(p for p in VALUES if p.stem == "chat"))
+    service = named(manifests, "Service", "llamero-chat")
+    assert [p["targetPort"] for p in service["spec"]["ports"]] == ["http"]
+    (ingress,) = of_kind(manifests, "Ingress")
+    (rule,) = ingress["spec"]["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    assert backend == {"name": "llamero-chat", "port": {"name": "http"}}
+    assert ingress["spec"]["tls"] == [{"secretName": "chat-certificate", "hosts": ["chat.example.com"]}]
+
+
+def test_the_chat_service_may_watch_the_routes_and_nothing_else(helm: Helm) -> None:
+    manifests = helm.template(DEFAULTS)
+    account = chat_of(manifests)["spec"]["template"]["spec"]["serviceAccountName"]
+    bound = {
+        m["roleRef"]["name"]
+        for m in of_kind(manifests, "RoleBinding", "ClusterRoleBinding")
+        if account in [s["name"] for s in m["subjects"]]
+    }
+    assert bound == {"llamero-routes-reader"}
+    assert named(manifests, "Role", "llamero-routes-reader")["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [names.ROUTES_NAME],
+            "verbs": ["get", "list", "watch"],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "replicas", "budgets"), [("1.20.2", 2, 0), ("1.28.0", 2, 1), ("1.34.1", 3, 1), ("1.34.1", 1, 0)]
+)
+def test_a_drain_takes_one_chat_pod_at_a_time_where_the_server_knows_how(
+    helm: Helm, version: str, replicas: int, budgets: int
+) -> None:
+    manifests = helm.template({"chat": {"replicas": replicas}}, "llamero", "llamero", "--kube-version", version)
+    found = of_kind(manifests, "PodDisruptionBudget")
+    assert len(found) == budgets
+    for budget in found:
+        kubernetes_validate.validate(budget, "1.28", strict=True)
+        assert chooses(budget["spec"]["selector"], labels_of(chat_of(manifests)))
+
+
+def test_where_nothing_is_served_there_is_no_chat_service_and_no_right_to_serve(helm: Helm) -> None:
+    manifests = helm.template(next(p for p in VALUES if p.stem == "training-alone"))
+    assert not [m for m in manifests if re.search("chat|engines|routes", m["metadata"]["name"])]
+    asked = {
+        r
+        for role in roles(manifests)
+        if "operator" in role["metadata"]["name"]
+        for rule in role["rules"]
+        for r in rule["resources"]
+    }
+    assert not {"modelservers", "deployments", "services", "configmaps"} & asked
+
+
+def test_the_ports_are_those_that_the_code_knows(helm: Helm) -> None:
+    manifests = helm.template(next(p for p in VALUES if p.stem == "chat"))
+    monitor = named(manifests, "PodMonitor", "llamero-engines")
+    assert chooses(monitor["spec"]["selector"], ENGINE)
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
+    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == "http"
+    images = settings_of(manifests).images
+    assert images.vllm == "registry.example.com/vllm:v1" and images.tgi.startswith("llamero-tgi:")
 
 
 # -- storage -------------------------------------------------------------------------------------------------------------------
@@ -353,4 +560,8 @@ def test_the_claim_for_jobs_is_kept_when_the_release_goes(helm: Helm) -> None:
 
 def test_crds_are_no_templates_so_that_uninstalling_leaves_them(manifests: list[Manifest]) -> None:
     assert not of_kind(manifests, "CustomResourceDefinition")
-    assert {p.stem for p in (CHART / "crds").glob("*.yaml")} == {names.PLURAL, names.ADAPTER_PLURAL}
+    assert {p.stem for p in (CHART / "crds").glob("*.yaml")} == {
+        names.PLURAL,
+        names.ADAPTER_PLURAL,
+        names.SERVER_PLURAL,
+    }

@@ -18,6 +18,10 @@
 {{- define "llamero.redisName" -}}{{ include "llamero.fullname" . }}-redis{{- end -}}
 {{- define "llamero.settingsName" -}}{{ include "llamero.fullname" . }}-settings{{- end -}}
 {{- define "llamero.workersName" -}}{{ include "llamero.fullname" . }}-workers{{- end -}}
+{{- define "llamero.enginesName" -}}{{ include "llamero.fullname" . }}-engines{{- end -}}
+{{- define "llamero.chatName" -}}{{ include "llamero.fullname" . }}-chat{{- end -}}
+{{- define "llamero.chatInnerName" -}}{{ include "llamero.fullname" . }}-chat-inner{{- end -}}
+{{- define "llamero.routesRoleName" -}}{{ include "llamero.fullname" . }}-routes{{- end -}}
 {{- define "llamero.leaseRoleName" -}}{{ include "llamero.fullname" . }}-lease{{- end -}}
 {{- define "llamero.viewRoleName" -}}{{ include "llamero.fullname" . }}-view{{- end -}}
 {{- define "llamero.editRoleName" -}}{{ include "llamero.fullname" . }}-edit{{- end -}}
@@ -43,11 +47,35 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* Labels of the pods that the operator makes for jobs (llamero.spec.names.child_labels). */}}
+{{/* Pods that the operator makes for jobs (llamero.spec.names.child_labels): all of its pods but the engines'. */}}
 {{- define "llamero.workerSelector" -}}
-app.kubernetes.io/name: llamero
-app.kubernetes.io/managed-by: llamero-operator
+matchLabels:
+  app.kubernetes.io/name: llamero
+  app.kubernetes.io/managed-by: llamero-operator
+matchExpressions:
+  - key: app.kubernetes.io/component
+    operator: NotIn
+    values: [engine]
 {{- end -}}
+
+{{/* Pods that the operator makes for ModelServers (llamero.spec.names.server_labels). */}}
+{{- define "llamero.engineSelector" -}}
+matchLabels:
+  app.kubernetes.io/name: llamero
+  app.kubernetes.io/managed-by: llamero-operator
+  app.kubernetes.io/component: engine
+{{- end -}}
+
+{{/* -- ports and names that the code knows (llamero.spec.names) ------------------------------------------------------ */}}
+
+{{- define "llamero.enginePort" -}}8080{{- end -}}
+{{- define "llamero.agentPort" -}}8090{{- end -}}
+{{- define "llamero.chatPort" -}}8080{{- end -}}
+{{- define "llamero.chatInnerPort" -}}8081{{- end -}}
+{{- define "llamero.routesName" -}}llamero-routes{{- end -}}
+
+{{/* Seconds that a chat pod goes on taking requests once it is told to end, until no Service leads to it. */}}
+{{- define "llamero.chatLeaveSeconds" -}}10{{- end -}}
 
 {{/* -- settings --------------------------------------------------------------------------------------------------- */}}
 
@@ -75,10 +103,14 @@ app.kubernetes.io/managed-by: llamero-operator
 {{- define "llamero.settings" -}}
 {{- $settings := deepCopy .Values.settings -}}
 {{- $images := dict -}}
-{{- range $component := list "operator" "data" "trainer" -}}
+{{- range $component := list "operator" "data" "trainer" "engine" "agent" "chat" "tgi" -}}
 {{- $_ := set $images $component (include "llamero.image" (dict "root" $ "component" $component)) -}}
 {{- end -}}
-{{- $_ := set $settings "images" $images -}}
+{{- $_ := set $settings "images" (merge $images (default dict $settings.images)) -}}
+{{- if and (include "llamero.runsChat" .) (not (hasKey (default dict $settings.serving) "chats")) -}}
+{{- $inner := printf "%s.%s.svc:%s" (include "llamero.chatInnerName" .) .Release.Namespace (include "llamero.chatInnerPort" .) -}}
+{{- $_ := set $settings "serving" (merge (dict "chats" (list $inner)) (default dict $settings.serving)) -}}
+{{- end -}}
 {{- if include "llamero.createsStorage" . -}}
 {{- $_ := set $settings "storage" (merge (dict "claim" (include "llamero.storageClaim" .)) (default dict $settings.storage)) -}}
 {{- end -}}
@@ -88,6 +120,8 @@ app.kubernetes.io/managed-by: llamero-operator
 {{- toYaml $settings -}}
 {{- end -}}
 
+{{- define "llamero.serves" -}}{{- if dig "serving" "enabled" true .Values.settings -}}true{{- end -}}{{- end -}}
+{{- define "llamero.runsChat" -}}{{- if and .Values.chat.enabled (include "llamero.serves" .) -}}true{{- end -}}{{- end -}}
 {{- define "llamero.healthPort" -}}{{ dig "healthPort" 8080 .Values.settings | int }}{{- end -}}
 {{- define "llamero.metricsPort" -}}{{ dig "metricsPort" 9090 .Values.settings | int }}{{- end -}}
 {{- define "llamero.leaseName" -}}{{ dig "lease" "name" "llamero-operator" .Values.settings }}{{- end -}}
@@ -176,9 +210,36 @@ affinity: {{- toYaml . | nindent 2 }}
 - apiGroups: [llamero.dev]
   resources: [finetunejobs/finalizers]
   verbs: [update]
+{{- if include "llamero.serves" . }}
+- apiGroups: [llamero.dev]
+  resources: [adapters]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [llamero.dev]
+  resources: [adapters/status, modelservers/status]
+  verbs: [get, update, patch]
+- apiGroups: [llamero.dev]
+  resources: [modelservers]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [llamero.dev]
+  resources: [modelservers/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services, configmaps]
+  verbs: [get, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, create, patch]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, create, patch, delete]
+{{- else }}
 - apiGroups: [llamero.dev]
   resources: [adapters]
   verbs: [get, list, watch, create]
+{{- end }}
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]
@@ -205,6 +266,30 @@ affinity: {{- toYaml . | nindent 2 }}
       protocol: UDP
     - port: 53
       protocol: TCP
+{{- end -}}
+
+{{/* The API server's address is the cluster's own matter: its ports are all that can be said of it. */}}
+{{- define "llamero.apiServerEgress" -}}
+- ports:
+    {{- range .Values.networkPolicy.apiServerPorts }}
+    - port: {{ . }}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServerCidrs }}
+  to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* To the engines' pods in every namespace; call with (dict "port" 8080). */}}
+{{- define "llamero.engineEgress" -}}
+- to:
+    - namespaceSelector: {}
+      podSelector: {{- include "llamero.engineSelector" . | nindent 8 }}
+  ports:
+    - port: {{ .port }}
 {{- end -}}
 
 {{/* To Redis: the chart's own by its labels, another by the ports of networkPolicy.redisPorts. */}}
