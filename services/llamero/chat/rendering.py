@@ -128,7 +128,7 @@ class Rendered:
     def _closing(self) -> Iterator[dict[str, Any]]:
         if self._has_role and not self._is_finished:
             raise engine_broke_off()
-        if self._with_usage:
+        if self._with_usage and self._usage is not None:
             yield {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage}
 
     def _chunk(self, delta: dict[str, str], finish: str | None, logprobs: Any = None) -> dict[str, Any]:
