@@ -1,7 +1,10 @@
 """The operator's serving side as a process against the real control plane, with real engine pods: what people and chat services see."""
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from llamero.spec import names
 from llamero.spec.routes import Routes
 from llamero.spec.server import ModelServerStatus
 
+AT_ONCE = {"steps": [100], "intervalSeconds": 1, "analysis": {"minRequests": 0}}
 FAST = {
     "enabled": True,
     "pollSeconds": 2,
@@ -66,18 +70,128 @@ def routes(stack: Stack) -> Routes:
     return Routes.model_validate_json(found["data"][names.ROUTES_KEY]) if found else Routes()
 
 
-def test_a_server_comes_up_and_its_adapter_is_routed(stack: Stack, tiny: Tiny) -> None:
+def backends(stack: Stack) -> dict[str, list[str]]:
+    """The adapters of each pod in the routes."""
+    return {b.pod: b.adapters for part in routes(stack).servers.values() for b in part}
+
+
+def targets(stack: Stack, model: str = "tutor") -> list[str | None]:
+    """The served ids that a public name goes to."""
+    return [t.adapter for r in routes(stack).routes if r.model == model for t in r.targets if t.weight]
+
+
+def wait(stack: Stack, holds: Callable[[], Any], what: str, seconds: float = 90) -> None:
+    try:
+        until(holds, what, seconds, 0.05)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{describe(stack)}") from error
+
+
+def describe(stack: Stack) -> str:
+    servers = stack.plane.api.items(stack.path("", "ModelServer"))
+    told = [json.dumps(s.get("status"), indent=1) for s in servers]
+    return "\n".join([*told, str(routes(stack)), stack.operator.log.read_text()[-6000:]])
+
+
+def served_id(stack: Stack, name: str, made: TinyAdapter) -> str:
+    return names.imported_adapter_id(stack.namespace, name, made.sha256)
+
+
+def find(stack: Stack, name: str, kind: str) -> Object | None:
+    return stack.plane.api.find(stack.path(name, kind))
+
+
+def condition(stack: Stack, name: str, kind: str) -> tuple[str, str]:
+    """Status and reason of an Adapter's condition."""
+    status = (find(stack, name, "Adapter") or {}).get("status") or {}
+    return next(((c["status"], c["reason"]) for c in status.get("conditions", []) if c["type"] == kind), ("", ""))
+
+
+def stop_agent(stack: Stack, pod: str) -> None:
+    """The agent takes connections and answers nothing, as one does whose node is overloaded."""
+    os.kill(stack.node.pids(pod, stack.namespace)[names.AGENT_CONTAINER] or 0, signal.SIGSTOP)
+
+
+def test_the_life_of_a_server_from_its_first_adapter_to_its_deletion(stack: Stack, tiny: Tiny) -> None:
+    first, second = tiny.adapter(WORDS[0]), tiny.adapter(WORDS[1])
+    stack.submit(adapter("tutor-a", first, tiny.base, "tiny"))
+    stack.submit(server("tiny", tiny.base, strategy=AT_ONCE))
+    wait(stack, lambda: targets(stack) == [served_id(stack, "tutor-a", first)], "the first adapter to be routed")
+    assert names.SERVED_FINALIZER in (find(stack, "tutor-a", "Adapter") or {})["metadata"]["finalizers"]
+
+    stack.submit(adapter("tutor-b", second, tiny.base, "tiny"))
+    wait(stack, lambda: targets(stack) == [served_id(stack, "tutor-b", second)], "the second to take over")
+    assert condition(stack, "tutor-b", "Verified")[0] == "True"
+    stack.plane.api.delete(stack.path("tutor-a", "Adapter"))
+    wait(stack, lambda: find(stack, "tutor-a", "Adapter") is None, "the first to be let go")
+    assert all(ids == [served_id(stack, "tutor-b", second)] for ids in backends(stack).values())
+
+    stack.plane.api.delete(stack.path("tutor-b", "Adapter"))
+    wait(
+        stack,
+        lambda: condition(stack, "tutor-b", "Serving") == ("True", "DeletionWaits"),
+        "it to say that it serves on",
+    )
+    assert targets(stack) == [served_id(stack, "tutor-b", second)]
+
+    stack.plane.api.delete(stack.path("tiny", "ModelServer"))
+    wait(stack, lambda: find(stack, "tiny", "ModelServer") is None, "the server to go")
+    wait(stack, lambda: find(stack, "tutor-b", "Adapter") is None, "its adapter to be let go")
+    assert routes(stack).servers == {} and routes(stack).routes == []
+    engine = path_of("apps/v1", "Deployment", stack.namespace, names.engine_name("tiny"))
+    wait(stack, lambda: stack.plane.api.find(engine) is None, "its Deployment to go with it")
+
+
+def test_a_pod_that_is_told_to_end_leaves_the_routes_at_once_also_while_its_agent_hangs(
+    stack: Stack, tiny: Tiny
+) -> None:
+    made = tiny.adapter(WORDS[0])
+    stack.submit(adapter("tutor-a", made, tiny.base, "tiny"))
+    stack.submit(server("tiny", tiny.base, replicas=2))
+    wait(stack, lambda: len(backends(stack)) == 2 and all(backends(stack).values()), "two pods to be routed")
+    victim, other = sorted(backends(stack))
+    stop_agent(stack, other)  # it answers nothing more, as if its node were slow
+    time.sleep(1.5)  # so that a question to it is under way, longer than the interval between two
+    began = time.monotonic()
+    stack.plane.api.delete(path_of("v1", "Pod", stack.namespace, victim))
+    wait(stack, lambda: victim not in backends(stack), "the pod to leave the routes", 10)
+    assert time.monotonic() - began < 0.8, "with all that the test itself takes"
+    wait(stack, lambda: len(backends(stack)) == 2, "another pod to take its place")
+
+
+def test_a_restarted_operator_changes_no_route_and_sees_what_happened_meanwhile(stack: Stack, tiny: Tiny) -> None:
     made = tiny.adapter(WORDS[0])
     stack.submit(adapter("tutor-a", made, tiny.base, "tiny"))
     stack.submit(server("tiny", tiny.base))
+    wait(stack, lambda: targets(stack), "the route")
+    wait(stack, lambda: server_status(stack, "tiny").phase == "Ready", "the server to be quiet")
+    before = stack.plane.api.get(path_of("v1", "ConfigMap", stack.namespace, names.ROUTES_NAME))["metadata"]
+    stack.operator.kill()
+    stack.operator.start()
+    time.sleep(3)  # longer than a look at a quiet server takes: what is to be seen is that nothing happens
+    after = stack.plane.api.get(path_of("v1", "ConfigMap", stack.namespace, names.ROUTES_NAME))["metadata"]
+    assert after["resourceVersion"] == before["resourceVersion"]
+    stack.operator.kill()
+    (pod,) = backends(stack)
+    stack.plane.api.delete(path_of("v1", "Pod", stack.namespace, pod))
+    stack.operator.start()
+    wait(stack, lambda: pod not in backends(stack) and backends(stack), "the new pod in place of the old one")
 
-    def is_routed() -> bool:
-        table = routes(stack)
-        return any(r.model == "tutor" and r.targets for r in table.routes)
 
-    try:
-        until(is_routed, "the route", 90, 0.1)
-    finally:
-        print(json.dumps(stack.plane.api.get(stack.path("tiny", "ModelServer")).get("status"), indent=1))
-        print(routes(stack))
-        print(stack.operator.log.read_text()[-6000:])
+def test_a_quiet_server_costs_no_writes(stack: Stack, tiny: Tiny) -> None:
+    stack.submit(adapter("tutor-a", tiny.adapter(WORDS[0]), tiny.base, "tiny"))
+    stack.submit(server("tiny", tiny.base))
+    wait(stack, lambda: server_status(stack, "tiny").phase == "Ready", "the server to be ready")
+    time.sleep(3)
+    writes = stack.operator.metric("llamero_api_writes_total")
+    time.sleep(5)  # some looks at it: what is to be seen is that nothing is written
+    assert stack.operator.metric("llamero_api_writes_total") == writes
+    assert stack.operator.metric("llamero_server_reconcile_seconds_count") > 0
+
+
+def test_the_deletion_of_an_adapter_that_no_server_has_any_more_is_not_held_up(stack: Stack, tiny: Tiny) -> None:
+    manifest = adapter("left", tiny.adapter(WORDS[0]), tiny.base, "gone")
+    manifest["metadata"]["finalizers"] = [names.SERVED_FINALIZER]
+    stack.submit(manifest)
+    stack.plane.api.delete(stack.path("left", "Adapter"))
+    wait(stack, lambda: find(stack, "left", "Adapter") is None, "it to be let go", 20)
