@@ -21,8 +21,9 @@ class ServerDraft:
 
     world: ServerWorld
     limits: ServingLimits
-    now: datetime
+    now: datetime  # in whole seconds
     status: ModelServerStatus
+    moment: datetime  # the same to the microsecond
     names: dict[str, NameStatus] = field(default_factory=dict)
     base_names: set[str] = field(default_factory=set)  # names that the base itself answers
     verdicts: dict[str, AdapterResourceStatus] = field(default_factory=dict)

@@ -41,8 +41,8 @@ def _restart_for(draft: ServerDraft, load: Load, old: list[AdapterView]) -> tupl
     """The next set, and what the adapters wait for that are not in it."""
     routed = find_routed_ids(draft.world)
     stays = {a.served_id for a in load.stay} | set(load.leave) | routed
-    kept = [a for a in old if a.served_id in stays and not _is_expelled(draft, a, routed)]
-    expelled = [a for a in old if _is_expelled(draft, a, routed)]
+    expelled = [a for a in old if a.served_id not in routed and _is_expelled(draft, load, a)]
+    kept = [a for a in old if a.served_id in stays and a not in expelled]
     tried = _choose_tried(draft, [a for a in [*load.stay, *load.come] if a not in old], old)
     added = [*kept, *tried]
     if expelled or draft.world.deployment is None:
@@ -66,11 +66,13 @@ def _restart_for(draft: ServerDraft, load: Load, old: list[AdapterView]) -> tupl
     return added, ""
 
 
-def _is_expelled(draft: ServerDraft, adapter: AdapterView, routed: frozenset[str]) -> bool:
-    """Whether the adapter was found to be bad; one that requests go to is never taken out of pods."""
+def _is_expelled(draft: ServerDraft, load: Load, adapter: AdapterView) -> bool:
+    """Whether the adapter was found to be bad, and no request can be under way to it: no pod answers by it, or it has drained."""
     verified = draft.status_of(adapter).condition(ConditionType.VERIFIED)
     is_needed = any(adapter.name in (n.adapter, n.canary) for n in draft.names.values())
-    return verified is not None and verified.status == "False" and not is_needed and adapter.served_id not in routed
+    if verified is None or verified.status != "False" or is_needed:
+        return False
+    return adapter.served_id in load.gone or not is_proven_here(draft, adapter)
 
 
 def _choose_tried(draft: ServerDraft, new: list[AdapterView], old: list[AdapterView]) -> list[AdapterView]:

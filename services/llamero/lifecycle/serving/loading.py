@@ -142,7 +142,11 @@ def find_refusals(draft: ServerDraft, served_id: str) -> list[str]:
 
 
 def build_wanted(draft: ServerDraft, adapters: list[AdapterView]) -> AgentWanted:
-    """The list for the pods. A list that says something else gets a higher number than any that an agent works by."""
+    """The list for the pods. A list that says something else gets a higher number than any that was told.
+
+    The last list may have been told without the status saying so, the operator having died between: numbers follow the clock, so that
+    no two lists have the same.
+    """
     base = draft.spec.base_model
     listed = [
         AdapterWanted(
@@ -156,14 +160,16 @@ def build_wanted(draft: ServerDraft, adapters: list[AdapterView]) -> AgentWanted
         adapters=listed,
     )
     digest = digest_json(wanted.model_dump(mode="json", exclude={"serial", "version"}))
-    status = draft.world.status
-    latest = max([status.wanted_serial, *(p.report.serial for p in draft.world.pods if p.report is not None)])
+    world, status = draft.world, draft.world.status
+    latest = max(
+        [status.wanted_serial, world.told_serial, *(p.report.serial for p in draft.world.pods if p.report is not None)]
+    )
     is_known = digest == status.wanted_digest and latest == status.wanted_serial > 0
     if (
         draft.gathers and not status.wanted_digest
     ):  # the status was lost: pods that have it all need not start anew for a number
         ids = {a.id for a in listed}
         is_known = latest > 0 and any(set(p.gathered) == ids for p in draft.world.pods if not p.deleting)
-    serial = latest if is_known else latest + 1
+    serial = latest if is_known else max(latest + 1, int(draft.moment.timestamp() * 1000))
     draft.put(wanted_serial=serial, wanted_digest=digest)
     return wanted.model_copy(update={"serial": serial})

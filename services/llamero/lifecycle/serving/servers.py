@@ -26,7 +26,7 @@ from llamero.spec.server import MAX_PODS_TOLD, ModelServerStatus, ServerPodStatu
 
 def decide(world: ServerWorld, limits: ServingLimits, now: datetime) -> ServerDecision:
     """What follows from the world as it is. The same world and time give the same decision."""
-    draft = ServerDraft(world, limits, now.replace(microsecond=0), world.status)
+    draft = ServerDraft(world, limits, now.replace(microsecond=0), world.status, moment=now)
     if world.deleting:
         return take_down(draft)
     obstacle = find_obstacle(world, limits)

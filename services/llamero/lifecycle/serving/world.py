@@ -123,6 +123,7 @@ class ServerWorld:
     capabilities: ServingCapabilities = ServingCapabilities()
     refused: Mapping[str, str] = field(default_factory=dict)  # objects that the API server refused, with its sentence
     routes_age: float | None = None  # seconds since these routes were written
+    told_serial: int = 0  # of the list of adapters that pods start with, as it was last written; 0: not known
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class Pod:
     told: AgentWanted | None = None
     loaded: dict[str, int] = field(default_factory=dict)  # id: looks until it is ready
     refused: dict[str, str] = field(default_factory=dict)
+    proven: set[str] = field(default_factory=set)  # ids that were ever ready in it
     starts_in: int = 1
     heard_at: datetime | None = None
     report: AgentReport | None = None
@@ -211,6 +212,7 @@ class Cluster:
             taken=self.taken,
             capabilities=self.capabilities,
             refused=self.refused,
+            told_serial=self.wanted.serial if self.wanted is not None else 0,
             routes_age=(self.now - self.written_at).total_seconds() if self.written_at else None,
         )
 
@@ -249,7 +251,6 @@ class Cluster:
         """Observe, decide, carry out."""
         world = self.world()
         decision = decide(world, self.limits, self.now)
-        assert decision == decide(world, self.limits, self.now), "the same world, the same decision"
         self.carry_out(decision)
         self.last = decision
         return decision
@@ -377,6 +378,7 @@ class Cluster:
             return
         pod.loaded = {i: pod.loaded.get(i, self.slow) - 1 for i in wanted if i not in self.bad_files}
         pod.refused = {i: self.bad_files[i] for i in wanted if i in self.bad_files}
+        pod.proven |= {i for i, n in pod.loaded.items() if n <= 0}
         pod.report = self._say(pod)
 
     def _say(self, pod: Pod) -> AgentReport | None:
