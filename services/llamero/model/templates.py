@@ -9,6 +9,7 @@ request can end a turn or open one.
 
 import contextlib
 import re
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,9 @@ from llamero.spec.templates import TEMPLATES as TEMPLATES
 
 Turns = Sequence[Message] | Sequence[Mapping[str, str]]
 Row = tuple[Turns, str | None]
+
+_RENDERING = threading.Lock()
+"""transformers keeps one compiled template a text, whose tracker of generation marks two threads may not use at a time."""
 
 _PROBE_ANSWER = "Blue"
 _PROBE = [Message("user", "Name one colour."), Message("assistant", _PROBE_ANSWER)]
@@ -292,13 +296,14 @@ def _render(
     """Text of the conversation, and with `track` the character spans inside generation marks."""
     variables = {**plan.variables, "input": input or ""} if plan.takes_input else plan.variables
     try:
-        texts, spans = render_jinja_template(
-            conversations=[turns],
-            chat_template=plan.template,
-            return_assistant_tokens_mask=track,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
+        with _RENDERING:
+            texts, spans = render_jinja_template(
+                conversations=[turns],
+                chat_template=plan.template,
+                return_assistant_tokens_mask=track,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
     except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
         raise TemplateError(f"The chat template can't render this conversation: {error}") from error
     return texts[0], [tuple(span) for span in spans[0]] if track else []

@@ -1,3 +1,6 @@
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +257,23 @@ def test_any_text_comes_back_from_its_tokens_and_prompts_begin_it(
     asked = render_prompt(tokenizer, messages[:-1])
     assert encoded.ids[: len(asked)].tolist() == asked
     assert not encoded.mask[: len(render_prompt(tokenizer, messages[:1]))].any()
+
+
+def test_threads_render_at_the_same_time_without_mixing_up_their_generation_marks(random_base: Path) -> None:
+    tokenizer = load_tokenizer(random_base)
+    rows = [[Message("user", f"Number {n}?"), Message("assistant", "yes " * n)] for n in range(1, 9)]
+    expected = [encode_conversation(tokenizer, row).mask.tolist() for row in rows]
+    begin = threading.Barrier(len(rows))
+
+    def encode(row: list[Message]) -> list[list[int]]:
+        begin.wait(30)
+        return [encode_conversation(tokenizer, row).mask.tolist() for _ in range(100)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(rows)) as pool:
+            found = list(pool.map(encode, rows))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(all(mask == wanted for mask in masks) for masks, wanted in zip(found, expected, strict=True))
