@@ -19,7 +19,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-IMAGES = ("operator", "data", "trainer")
+IMAGES = ("operator", "data", "trainer", "engine", "agent", "chat")
+FOREIGN = ("tgi",)
+"""Made from an image of others, which its Dockerfile names: built where it is asked for by name."""
+WITH_TORCH = frozenset({"trainer", "engine"})
 DEBIAN = "bookworm"  # its python3 is 3.11
 LOCAL_BASE = f"localhost/llamero-base:{DEBIAN}"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
@@ -203,16 +206,19 @@ def pip_arguments(settings: PipSettings) -> Iterator[list[str]]:
 
 
 def build(buildah: Buildah, name: str, base: str, tag: str, torch_index: str, data_extras: str = "data") -> str:
-    """Builds one image; unchanged layers come from the cache. Gives its name."""
+    """Builds one image, with an empty `base` on the one that its Dockerfile names; unchanged layers come from the cache. Gives its name."""
     image = image_name(name, tag)
-    arguments = {"BASE": base, "VERSION": version(), "REVISION": revision()}
-    if name == "trainer" and torch_index:
+    arguments = {"VERSION": version(), "REVISION": revision()}
+    if base:
+        arguments["BASE"] = base
+    if name in WITH_TORCH and torch_index:
         arguments["TORCH_INDEX"] = torch_index
     if name == "data":
         arguments["EXTRAS"] = data_extras
     with pip_arguments(pip_settings()) as pip:
         buildah.run(
-            *("bud", "--isolation", "chroot", "--layers", "--pull=false", "--format", "oci"),
+            *("bud", "--isolation", "chroot", "--layers", "--format", "oci"),
+            *(() if name in FOREIGN else ("--pull=false",)),
             *pip,
             *(f"--build-arg={key}={value}" for key, value in arguments.items()),
             *("--ignorefile", str(REPOSITORY / ".dockerignore")),
@@ -262,8 +268,16 @@ def say(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build llamero's container images with buildah.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"which: {', '.join(IMAGES)} (default: all)")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help=f"which: {', '.join(IMAGES)} (default: all of these), {', '.join(FOREIGN)}",
+    )
     parser.add_argument("--base", help="base image with python3 ≥ 3.11 and venv (default: a Debian made here)")
+    parser.add_argument(
+        "--tgi-base", default="", help="what the tgi image is made from (default: see images/tgi/Dockerfile)"
+    )
     parser.add_argument("--tag", default="dev", help="tag of the images (default: dev)")
     parser.add_argument("--torch-index", default="", help="another pip index for torch, such as that of its CPU builds")
     parser.add_argument(
@@ -272,16 +286,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="extras of the data image; `data,training` for data steps that need a model of their own (default: data)",
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.images if name not in IMAGES]
+    unknown = [name for name in options.images if name not in (*IMAGES, *FOREIGN)]
     if unknown:
-        parser.error(f"there is no image {', '.join(unknown)}: choose from {', '.join(IMAGES)}")
+        parser.error(f"there is no image {', '.join(unknown)}: choose from {', '.join((*IMAGES, *FOREIGN))}")
     if missing := missing_tools(options.base):
         say(f"Building images needs {' and '.join(missing)}: `scripts/setup.sh images` installs it on Debian.")
         return 1
     buildah = Buildah(cache_folder())
     try:
-        base = options.base or ensure_base(buildah)
         for name in options.images or IMAGES:
+            base = options.tgi_base if name in FOREIGN else options.base or ensure_base(buildah)
             image = build(buildah, name, base, options.tag, options.torch_index, options.data_extras)
             say(f"Built {image}")
     except BuildError as error:

@@ -88,7 +88,7 @@ def test_an_image_that_there_is_not_gets_a_sentence() -> None:
         [sys.executable, "images/build.py", "oprator"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "there is no image oprator: choose from operator, data, trainer" in done.stderr
+    assert "there is no image oprator: choose from operator, data, trainer, engine, agent, chat, tgi" in done.stderr
 
 
 def test_a_machine_without_the_tools_is_told_how_to_get_them(tmp_path: Path) -> None:

@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from llamero_operator.settings import ImageSettings
+
 REPOSITORY = Path(__file__).parents[2]
-EXTRAS = {"operator": "operator", "data": "data", "trainer": "training"}
+EXTRAS = {
+    "operator": "operator",
+    "data": "data",
+    "trainer": "training",
+    "engine": "engine",
+    "agent": "agent",
+    "chat": "chat",
+}
+FOREIGN = {"tgi"}
 
 
 @dataclass(frozen=True)
@@ -227,8 +237,24 @@ def test_every_rule_has_a_file_that_breaks_it() -> None:
 
 def test_every_image_has_an_extra_of_its_own() -> None:
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {path.parent.name for path in REPOSITORY.glob("images/*/Dockerfile")} == set(EXTRAS)
+    assert {path.parent.name for path in REPOSITORY.glob("images/*/Dockerfile")} == set(EXTRAS) | FOREIGN
     assert set(EXTRAS.values()) <= set(extras)
+
+
+def test_the_image_of_tgi_is_its_own_but_for_the_user_and_of_the_version_that_is_documented() -> None:
+    text = (REPOSITORY / "images" / "tgi" / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", text, flags=re.MULTILINE)
+    described = ImageSettings.model_fields["tgi"].description or ""
+    assert base.rpartition(":")[2] == "3.3.7" and base in described
+    words = re.findall(r"^([A-Z]+) ", text, flags=re.MULTILINE)
+    assert words == ["ARG", "FROM", "RUN", "USER", "ARG", "ARG", "LABEL"]
+    assert "USER 65532:65532" in text
+
+
+def test_every_image_of_the_settings_can_be_built_here_but_vllms() -> None:
+    ours = {name for name, info in ImageSettings.model_fields.items() if info.default == f"llamero-{name}"}
+    assert ours == set(EXTRAS) | FOREIGN
+    assert set(ImageSettings.model_fields) - ours == {"vllm"}
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,16 @@ RUNS: dict[str, tuple[str, ...]] = {
         ),
         *("llamero.storage", "llamero.cli.main"),
     ),
-    "engine": ("llamero.engine",),
-    "chat": ("llamero.chat",),
+    "engine": ("llamero.engine", "llamero.cli.main"),
+    "agent": ("llamero.agent", "llamero.storage", "llamero.cli.main"),
+    "chat": ("llamero.chat", "llamero.kube", "llamero.cli.main"),
 }
 ABSENT: dict[str, tuple[str, ...]] = {
     "operator": ("torch", "transformers", "numpy", "aiobotocore", "pytest"),
     "data": ("torch", "peft", "bitsandbytes", "kubernetes", "kopf", "pytest"),
     "training": ("kopf", "kubernetes", "pytest"),
     "engine": ("celery", "kopf", "kubernetes", "pytest"),
+    "agent": ("torch", "transformers", "peft", "celery", "kopf", "kubernetes", "pytest"),
     "chat": ("torch", "transformers", "celery", "kopf", "pytest"),
 }
 
