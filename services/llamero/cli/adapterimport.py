@@ -61,7 +61,7 @@ def prepare_import(name: str, source: str, options: ImportOptions, work: Path, s
 
 
 def _as_uri(to: str) -> str:
-    return Path(to).resolve().as_uri() if is_local(to) and "://" not in to else to
+    return f"file://{Path(to).resolve()}" if is_local(to) and "://" not in to else to
 
 
 def _say_what_is_missing(spec: AdapterSpec, base: BaseAtHand | None, say: Say) -> None:

@@ -68,7 +68,7 @@ def import_locally(server: LocalServer, model: str, folder: Path, now: datetime,
                 engine=spec.engine.type,
                 quantization=spec.engine.quantization,
             )
-            described = describe_import(adapter, server.files_of(name).resolve().as_uri(), told, base)
+            described = describe_import(adapter, f"file://{server.files_of(name).resolve()}", told, base)
             put_adapter(adapter, described)
         return Imported(server.add_adapter(name, described, now), True)
 

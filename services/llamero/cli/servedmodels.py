@@ -10,8 +10,7 @@ from typing import Any
 from llamero.cli.localserver import LocalServer, find_entry
 from llamero.cli.manifest import format_path
 from llamero.cli.wishes import KnownAdapter, KnownName, WishError, replace_entry
-from llamero.lifecycle.serving.choosing import choose
-from llamero.lifecycle.serving.draft import ServerDraft
+from llamero.lifecycle.serving.servers import decide
 from llamero.lifecycle.serving.world import AdapterView, ServerRoutes, ServerWorld, ServingLimits
 from llamero.spec.adapter import AdapterResourceStatus, AdapterSpec
 from llamero.spec.job import API_VERSION
@@ -59,7 +58,7 @@ class SeenServer:
         return KnownName(name, lambda wished: self.foresee(name, wished), entry, status, tuple(mine), tuple(others))
 
     def foresee(self, name: str, entry: Mapping[str, Any] | None) -> str | None:
-        """The adapter that would serve the name if its entry were this one: whoever reconciles the server decides by the same rules."""
+        """The adapter that would serve the name, or take it over, if its entry were this one: by the very function that will decide it."""
         spec = self.raw["spec"]
         models = replace_entry(spec.get("models") or [], name, dict(entry) if entry else None)
         plain = {"apiVersion": API_VERSION, "kind": SERVER_KIND, "metadata": {"name": self.name}}
@@ -67,12 +66,10 @@ class SeenServer:
         if server is None:
             wrong = next(p for p in problems if p.severity is Severity.ERROR)
             raise WishError(f"{self.where} can't become that: {format_path(wrong.path)}: {wrong.message}.")
-        draft = ServerDraft(self._build_world(server), ServingLimits(), datetime.now(UTC), self.status)
-        told = next((m for m in self.status.models if m.name == name), None)
-        choice = choose(draft, name, told)
-        if choice.adapter is not None:
-            return choice.adapter.name
-        return told.adapter if told is not None and not choice.stable_must_go and not choice.base else None
+        limits = ServingLimits(known_gpu_classes=frozenset({server.spec.resources.gpu_class or ""}))
+        decided = decide(self._build_world(server), limits, datetime.now(UTC)).status
+        found = next((m for m in decided.models if m.name == name), None)
+        return found.canary or found.adapter if found is not None else None
 
     def _build_world(self, server: ModelServer) -> ServerWorld:
         metadata = self.raw["metadata"]
@@ -82,7 +79,7 @@ class SeenServer:
             uid=metadata.get("uid", ""),
             generation=int(metadata.get("generation", 1)),
             created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
-            deleting="deletionTimestamp" in metadata,
+            deleting=False,
             server=server,
             problems=(),
             status=self.status,
@@ -102,7 +99,7 @@ def _view(adapter: Object) -> AdapterView:
         uid=metadata.get("uid", ""),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         spec=AdapterSpec.model_validate(adapter["spec"]),
-        served_id="",
+        served_id=metadata["name"],  # nothing is loaded by it here
         status=read_adapter_status(adapter),
         deleting="deletionTimestamp" in metadata,
     )
