@@ -37,38 +37,31 @@ class RoutesConfigMap:
         self._path = CONFIG_MAPS.path(name.namespace)
         self._selector = {"fieldSelector": f"metadata.name={name.name}"}
         self._version = ""
+        self._failures = 0
 
     async def watch(self) -> None:
         """Follow it for ever."""
-        failures = 0
         while True:
             try:
                 async with await connect() as kube:
                     while True:
-                        failures = await self._follow_once(kube, failures)
-            except (KubeError, OSError) as error:
-                # The credentials may be mounted anew meanwhile.
-                log.warning("%s can't be watched: %s", self._where, error)
-                failures += 1
-                await asyncio.sleep(backoff_seconds(failures, limit=MAX_BACKOFF_SECONDS))
+                        await self._follow(kube)
+                        self._failures = 0
+            except _Expired:
+                self._version = ""
+            except (KubeError, OSError, ValueError) as error:
+                log.warning("the watch of %s broke off, the routes stay as they were: %s", self._where, error)
+                # What happened meanwhile is learnt by a new list, by a new connection: the server may be another, with another
+                # history, and credentials may have been mounted anew.
+                self._version = ""
+                await asyncio.sleep(backoff_seconds(self._failures, limit=MAX_BACKOFF_SECONDS))
+                self._failures += 1
 
-    async def _follow_once(self, kube: Kube, failures: int) -> int:
-        """List where needed and watch until the watch ends. Returns the number of failures in a row."""
-        try:
-            if not self._version:
-                await self._list(kube)
-                failures = 0
-            await self._watch(kube)
-            return 0
-        except _Expired:
-            self._version = ""
-            return failures
-        except (KubeError, OSError, ValueError) as error:
-            log.warning("the watch of %s broke off, the routes stay as they were: %s", self._where, error)
-            # What happened meanwhile is learnt by a new list: the server may be another, with another history.
-            self._version = ""
-            await asyncio.sleep(backoff_seconds(failures, limit=MAX_BACKOFF_SECONDS))
-            return failures + 1
+    async def _follow(self, kube: Kube) -> None:
+        """List where needed, then watch until the watch ends."""
+        if not self._version:
+            await self._list(kube)
+        await self._watch(kube)
 
     async def _list(self, kube: Kube) -> None:
         answer = await kube.request(

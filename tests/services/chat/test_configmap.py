@@ -6,12 +6,17 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from cluster.control_plane import ControlPlane
-from cluster.faults import FaultProxy
+from cluster.faults import FaultProxy, TcpProxy
+from cluster.kubeconfig import write_kubeconfig
 
+from llamero.chat import configmap
+from llamero.chat.settings import ConfigMapName, parse_settings
+from llamero.chat.table import RouteTable
 from llamero.kube import Kube, connect
 from llamero.kube.objects import CONFIG_MAPS, create, delete, patch
 from llamero.spec.names import ROUTES_KEY, ROUTES_NAME
@@ -150,6 +155,36 @@ async def test_an_api_server_that_is_away_or_forgets_changes_nothing_until_it_is
     assert cluster.server.stop(5) == 0
 
 
+async def test_a_watch_that_falls_silent_is_opened_anew(
+    cluster: Cluster, control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(configmap, "WATCH_SECONDS", 2)
+    monkeypatch.setattr(configmap, "SILENT_WATCH_SECONDS", 3.0)
+    await cluster.create(routes("r1", "tutor"))
+    table = RouteTable()
+    address = urlsplit(control_plane.url)
+    assert address.hostname and address.port
+    with TcpProxy(address.hostname, address.port) as proxy:
+        url, authority = f"https://127.0.0.1:{proxy.port}", control_plane.authority.certificate
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", url, authority, token=control_plane.access.token)
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        watching = asyncio.create_task(
+            configmap.RoutesConfigMap(ConfigMapName(cluster.namespace, ROUTES_NAME), table).watch()
+        )
+        async with asyncio.timeout(60):
+            while table.routes.revision != "r1":
+                await asyncio.sleep(0.01)
+            proxy.silence()
+            await cluster.write(routes("r2", "tutor"))
+            while "fell silent" not in caplog.text:
+                await asyncio.sleep(0.05)
+            assert table.routes.revision == "r1"
+            proxy.resume()
+            while table.routes.revision != "r2":
+                await asyncio.sleep(0.01)
+        watching.cancel()
+
+
 async def test_rights_on_that_one_config_map_are_enough(
     cluster: Cluster, start: Callable[[], Cluster], control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,8 +222,6 @@ async def test_rights_on_that_one_config_map_are_enough(
 
 
 def test_exactly_one_source_of_routes_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    from llamero.chat.settings import parse_settings
-
     for arguments, said in [
         ([], "one of the arguments --routes --routes-config-map is required"),
         (["--routes", "a", "--routes-config-map", "b/c"], "not allowed with"),

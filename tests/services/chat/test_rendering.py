@@ -244,6 +244,29 @@ async def test_an_error_in_a_rendered_stream_is_told_and_counted(stand_in: Any, 
     assert (counts["requests"], counts["errors"]) == (3, 3)
 
 
+async def test_no_prompt_is_in_the_log_however_a_rendered_chat_ends(stand_in: Any, start_chat: Any) -> None:
+    canary = "kanarienvogel-7391"
+    chat = start_with(start_chat, stand_in.url, "tgi", template="chatml", stop=["<|im_end|>"])
+    asked = {"messages": [{"role": "user", "content": canary}], "user": canary, "stop": canary}
+    for stream in (True, False):
+        for status, script in [
+            (200, [completion(canary, finish_reason="stop"), b"data: [DONE]\n\n"]),
+            (200, [b"data: " + canary.encode() + b"\n\n"]),
+            (422, [json.dumps({"error": canary, "error_type": "validation"}).encode()]),
+            (500, [json.dumps({"error": canary, "error_type": "generation"}).encode()]),
+            (503, [canary.encode()]),
+        ]:
+            stand_in.status, stand_in.script = status, script
+            await ask(chat, stream=stream, **asked)
+    async with (
+        aiohttp.ClientSession(chat.url) as client,
+        client.post("/v1/votes", json={"id": canary, "vote": "up"}) as response,
+    ):
+        assert response.status == 404 and canary not in await response.text()
+    assert chat.server.log_text().count("POST /v1/chat/completions") == 10
+    assert canary not in chat.server.log_text()
+
+
 async def test_a_target_without_template_and_one_on_the_cpu_engine_are_asked_for_chats(
     start_stand_in: Callable[[], Any], start_chat: Any
 ) -> None:
