@@ -4,7 +4,7 @@ Deployments."""
 from dataclasses import dataclass
 
 from llamero.lifecycle.serving.draft import ServerDraft, write_condition
-from llamero.lifecycle.serving.readiness import is_heard
+from llamero.lifecycle.serving.readiness import find_share, is_heard
 from llamero.lifecycle.serving.world import ServerRoutes
 from llamero.lifecycle.validity import Obstacle
 from llamero.spec.server import ServerPhase
@@ -75,6 +75,9 @@ def find_work(draft: ServerDraft, state: ServerState) -> tuple[str, str] | None:
         )
     if len(draft.able) < state.replicas:
         return "PodsStarting", f"{len(draft.able)} of {state.replicas} pods take requests."
+    partly = [a for a in draft.status.adapters if a.state == "Ready" and find_share(draft.able, a.id) < 1]
+    if partly:
+        return "Loading", f"{partly[0].name}: {partly[0].pods} of {len(draft.able)} pods have it."
     if draft.world.deployment is not None and not draft.world.deployment.settled:
         return "PodsReplaced", "Pods are being replaced."
     return None

@@ -159,12 +159,15 @@ def judge_starts(draft: ServerDraft) -> None:
 def find_failed_start(draft: ServerDraft) -> EnginePodView | None:
     """A pod with the adapters at hand whose engine does not come up. One that has no place to run yet has not failed."""
     gathered = {a.served_id for a in find_gathered(draft)}
-    able = {p.pod.uid for p in draft.able}
+    able = {p.pod.uid: p.ids for p in draft.able}
     for pod in draft.world.pods:
-        if pod.deleting or pod.ready or pod.uid in able or pod.refusals or set(pod.gathered) != gathered:
+        if pod.deleting or pod.ready or pod.refusals or set(pod.gathered) != gathered:
+            continue
+        if pod.uid in able and gathered <= able[pod.uid]:
             continue
         is_late = pod.phase == "Running" and draft.seconds_since(pod.created_at) >= draft.limits.start_seconds
-        if pod.restarts >= draft.limits.crash_restarts or is_late:
+        is_looping = pod.restarts >= draft.limits.crash_restarts and pod.uid not in able
+        if is_looping or is_late:
             return pod
     return None
 

@@ -374,7 +374,8 @@ class Cluster:
         pod.starts_in -= 1
         if not pod.up:
             pod.loaded.clear()
-            pod.report = self._say(pod) if pod.starts_in <= 0 and pod.refusal is None else pod.report
+            if pod.refusal is None and (pod.starts_in <= 0 or pod.heard_at is not None):
+                pod.report = self._say(pod)
             return
         pod.loaded = {i: pod.loaded.get(i, self.slow) - 1 for i in wanted if i not in self.bad_files}
         pod.refused = {i: self.bad_files[i] for i in wanted if i in self.bad_files}
