@@ -64,6 +64,11 @@ def _cut_idle_names(status: ModelServerStatus) -> ModelServerStatus:
     return status.model_copy(update={"models": kept})
 
 
+def _cut_ready(status: ModelServerStatus) -> ModelServerStatus:
+    """Adapters that are ready stand in the routes too."""
+    return status.model_copy(update={"adapters": [a for a in status.adapters if a.state != "Ready"]})
+
+
 CUTS: tuple[Cut, ...] = (
     _cut_conditions(300),
     _cut_sentences(120),
@@ -77,4 +82,5 @@ CUTS: tuple[Cut, ...] = (
     _cut_idle_names,
     _cut_pods(0),
     _cut_conditions(40),
+    _cut_ready,
 )
