@@ -18,6 +18,7 @@ from llamero.cli.run import ExitCode
 from llamero.cli.servedmodels import see_local
 from llamero.cli.serverplaces import WORKDIR, Where, where_options
 from llamero.cli.servertables import format_adapters
+from llamero.cli.wishes import require_public_name
 from llamero.spec.names import ADAPTER_PLURAL
 from llamero.storage import StorageError
 
@@ -133,6 +134,7 @@ def import_adapter(
     told = Told(model, server, base, base_revision, template, stop_tokens, engine, quantization)
     options = ImportOptions(to, base_folder, golden, told)
     try:
+        require_public_name(model)
         with tempfile.TemporaryDirectory(prefix="llamero-import-") as work:
             spec = prepare_import(name, source, options, Path(work), lambda text: click.echo(text, err=True))
             manifest = build_adapter(name, spec)

@@ -70,11 +70,19 @@ class LocalController:
         self._tell = tell
         self._status = server.read_status()
         self._routes = self._read_routes()
+        self._chat_revision = ""
 
     @property
     def status(self) -> LocalStatus:
         """As it was last written."""
         return self._status
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the chat service works by the last routes, and each public name of them has somebody to answer it, but for names whose
+        adapter was refused."""
+        told = bool(self._status.server.models) and not list_unsettled(self._status)
+        return told and self._chat_revision == self._routes.revision and all(r.targets for r in self._routes.routes)
 
     async def run(self) -> None:
         """Steps until cancelled. A step that fails is logged and taken again."""
@@ -97,6 +105,7 @@ class LocalController:
     async def _observe(self) -> ServerWorld:
         manifest, adapters = self.server.read_manifest(), self.server.read_adapters()
         chat = await self._ask_chat()
+        self._chat_revision = chat.revision if chat is not None else ""
         key, routes_at = server_key(NAMESPACE, self.server.name), self._status.routes_at
         return ServerWorld(
             namespace=NAMESPACE,

@@ -8,6 +8,7 @@ follows from all this the controller's.
 import copy
 import fcntl
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from llamero.cli.manifest import format_path
 from llamero.spec.adapter import Adapter, AdapterResourceStatus, AdapterSpec
 from llamero.spec.base import ResultModel
 from llamero.spec.job import API_VERSION
-from llamero.spec.names import imported_adapter_id
+from llamero.spec.names import MAX_SERVER_NAME, imported_adapter_id
 from llamero.spec.problems import Problem, Severity
 from llamero.spec.server import SERVER_KIND, ModelServer, ModelServerSpec, ModelServerStatus
 from llamero.spec.validation import validate_server
@@ -95,6 +96,12 @@ class LocalServer:
 
     workdir: Path
     name: str
+
+    def __post_init__(self) -> None:
+        if not is_server_name(self.name):
+            raise LocalServerError(
+                f"`{self.name}` is no name for a server: lower-case letters, digits and dashes, at most {MAX_SERVER_NAME}."
+            )
 
     @property
     def folder(self) -> Path:
@@ -266,10 +273,15 @@ class LocalServer:
         write_atomically(self.status_file, json.dumps(status.to_json_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
+def is_server_name(name: str) -> bool:
+    """Whether a ModelServer may be called so."""
+    return len(name) <= MAX_SERVER_NAME and re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) is not None
+
+
 def find_servers(workdir: Path) -> list[LocalServer]:
     """The local servers of a work folder, by name."""
     folder = workdir / SERVERS_FOLDER
-    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    names = sorted(p.name for p in folder.iterdir() if is_server_name(p.name)) if folder.is_dir() else []
     return [server for name in names if (server := LocalServer(workdir, name)).exists]
 
 

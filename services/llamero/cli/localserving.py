@@ -19,7 +19,7 @@ from typing import Literal
 from llamero.agent.agent import Agent
 from llamero.agent.engines import build_client
 from llamero.cli.adapterfolders import find_base_at_hand
-from llamero.cli.controller import LocalController, LocalPod, list_unsettled
+from llamero.cli.controller import LocalController, LocalPod
 from llamero.cli.localimport import BASE_DIGEST_ANNOTATION, import_locally
 from llamero.cli.localserver import LocalServer, LocalServerError, LocalStatus
 from llamero.cli.processes import Server, ServerError
@@ -208,7 +208,7 @@ class _Serving:
 
     async def _greet(self, controller: LocalController, url: str) -> None:
         """Say where to chat once every name is answered, or it is known why one is not."""
-        while not controller.status.server.models or list_unsettled(controller.status):
+        while not controller.is_answered:
             await asyncio.sleep(WATCH_SECONDS)
         served = [n for n in controller.status.server.models if n.adapter or n.state == "Serving"]
         for name in controller.status.server.models:

@@ -170,17 +170,25 @@ def serve(
     adapters take over step by step.
     """
     if job is None:
-        if base is None and not LocalServer(workdir, server).exists:
+        local = _require_local(workdir, server)
+        if base is None and not local.exists:
             raise click.UsageError("Give a JOB, or --base DIR with --adapter NAME=DIR.")
         from llamero.cli.localserving import ServeOptions
 
         percents, chosen = _parse_steps(steps), _choose_port(host, port)
         options = ServeOptions(base, (), host, chosen, quantization, percents, interval, min_requests)
-        _serve_adapters(LocalServer(workdir, server), assignments, options)
+        _serve_adapters(local, assignments, options)
         return
     if base is not None or assignments:
         raise click.UsageError("JOB serves its own base and adapter: leave out JOB, or --base and --adapter.")
     _serve_job(job, workdir, host, port, run_number)
+
+
+def _require_local(workdir: Path, server: str) -> LocalServer:
+    try:
+        return LocalServer(workdir, server)
+    except CommandError as error:
+        raise click.BadParameter(str(error), param_hint="--server") from error
 
 
 def _serve_adapters(server: LocalServer, assignments: tuple[str, ...], options: "ServeOptions") -> None:

@@ -23,7 +23,7 @@ from llamero.cli.run import ExitCode
 from llamero.cli.servedmodels import SeenServer, choose_servers, find_model, see_local
 from llamero.cli.serverplaces import SERVERS_LISTING, WORKDIR, Where, choose_local, see_cluster, where_options
 from llamero.cli.servertables import format_name, format_names
-from llamero.cli.wishes import KnownName, Wish, WishError, replace_entry
+from llamero.cli.wishes import KnownName, Wish, WishError, replace_entry, require_public_name
 from llamero.spec.names import SERVER_PLURAL
 from llamero.storage import StorageError
 
@@ -147,6 +147,7 @@ def parse_assignment(text: str) -> tuple[str, Path]:
     name, sign, folder = text.partition("=")
     if not sign or not name or not folder:
         raise WishError(f"{text} is no NAME=DIR: give the public name, an equals sign and the adapter's folder.")
+    require_public_name(name)
     return name, Path(folder)
 
 

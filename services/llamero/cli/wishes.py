@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from llamero.cli.errors import CommandError
-from llamero.spec.server import NameStatus
+from llamero.spec.server import NameStatus, ServedNameSpec
 
 Entry = dict[str, Any]
 MAX_ROLLBACKS = 16
@@ -217,6 +219,16 @@ def replace_entry(models: Sequence[Mapping[str, Any]], name: str, entry: Entry |
     if all(e.get("name") != name for e in models):
         kept.append(entry)
     return [e for e in kept if e is not None]
+
+
+def require_public_name(name: str) -> None:
+    """Raises WishError where chat clients could not ask for it."""
+    try:
+        ServedNameSpec(name=name)
+    except ValidationError as error:
+        raise WishError(
+            f"`{name}` is no public name: letters, digits, dots, dashes and underscores, at most 63, a letter or digit first."
+        ) from error
 
 
 def _without(known: KnownName, keys: set[str], sentence: str) -> Wish:

@@ -301,6 +301,10 @@ class TestImport:
         assert not (tmp_path / "a store").exists()
         assert cluster.plane.api.find(path(cluster, ADAPTER_PLURAL, "elsewhere")) is None
 
+    def test_the_public_name_must_be_one(self, cluster: Any, made_elsewhere: Path) -> None:
+        answer = cluster.llamero("adapters", "import", "elsewhere", f"file://{made_elsewhere}", "--model", "two words")
+        assert answer.exit_code == 2 and "`two words` is no public name" in answer.stderr
+
     def test_a_deleted_adapter_waits_for_who_serves_it(self, cluster: Any, make_adapter: Callable[..., Object]) -> None:
         make_adapter("old")
         answer = cluster.llamero("adapters", "delete", "old")

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import AsyncInferenceClient
+from huggingface_hub import AsyncInferenceClient, set_async_client_factory
 from huggingface_hub.errors import (
     HfHubHTTPError,
     InferenceTimeoutError,
@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     TextGenerationError,
     ValidationError,
 )
+from huggingface_hub.utils._http import default_async_client_factory
 
 from llamero.agent.engines.base import EngineBusy, EngineDescription, EngineRefusal, EngineTrouble, sum_answer
 from llamero.agent.engines.http import SCORE_SECONDS, TOKEN_SECONDS, HttpEngine, describe, spare_proxy
@@ -25,6 +26,16 @@ _NO_SECRET = "none"
 """Sent as a token: without one the client would send the hub's own, which is no business of the engine's."""
 _GONE = ("ConnectError", "ReadError", "WriteError", "RemoteProtocolError", "CloseError")
 """What the client's transport raises where nobody listens, or no longer."""
+
+
+def _build_session() -> Any:
+    """As the hub's client makes one, without the hook that refuses every request where HF_HUB_OFFLINE is set: the engine is no hub."""
+    session = default_async_client_factory()
+    session.event_hooks = {**session.event_hooks, "request": []}
+    return session
+
+
+set_async_client_factory(_build_session)
 
 
 class TextGeneration(HttpEngine):
