@@ -234,7 +234,8 @@ class ServingWorld:
         parts.append(f"--- routes\n{self.routes().model_dump_json(indent=1)[:3000]}")
         parts.append(f"--- chat\n{self.chat.tail(15)}")
         for node in self.stack.nodes:
-            for log in sorted((node.folder / "pods").glob("*/containers/*/*.log")):
+            folder = self.stack.plane.folder / "nodes" / node.name
+            for log in sorted((folder / "pods").glob("*/containers/*/*.log")):
                 tail = log.read_text(errors="replace").splitlines()[-12:]
                 parts.append(f"--- {log.parts[-4][:8]} {log.parts[-2]}/{log.name}\n" + "\n".join(tail))
         parts.append(self.stack.describe())

@@ -314,6 +314,13 @@ def test_an_option_that_the_launcher_does_not_know_ends_it_with_2(
     assert told in server.tail()
 
 
+def test_too_little_memory_ends_the_launcher_when_it_warms_up(start_stand_in: StandIn, tiny: Tiny) -> None:
+    server, _ = start_stand_in(PROGRAM, "--cuda-memory-fraction=0.01", wait=False, MODEL_ID=str(tiny.base))
+    assert server.process is not None
+    assert server.process.wait(30) == 1
+    assert "Not enough memory" in server.tail()
+
+
 def test_an_adapter_with_two_equals_signs_in_its_entry_fails_the_start(start_stand_in: StandIn, tiny: Tiny) -> None:
     server, _ = start_stand_in(PROGRAM, wait=False, MODEL_ID=str(tiny.base), LORA_ADAPTERS="a=/x=y")
     assert server.process is not None

@@ -45,6 +45,7 @@ WORDS = {
     "template_error": "Template error: ",
 }
 COMPLETION_TOKENS = 100
+LEAST_MEMORY_FRACTION = 0.05  # with less of the GPU the warm-up finds no room, and the launcher ends
 FINISH = {"length": "length", "stop_token": "eos_token", "stop_text": "stop_sequence"}
 FINISH_OPENAI = {"length": "length", "stop_token": "stop", "stop_text": "stop"}
 
@@ -79,11 +80,19 @@ class Asked:
     prompt_scores: bool
 
 
+class OutOfMemory(Exception):
+    """The warm-up found no room."""
+
+
 class Server:
-    """One launcher with its router and its shard."""
+    """One launcher with its router and its shard. Raises what its model's or an adapter's files are wrong with, and OutOfMemory."""
 
     def __init__(self, options: dict[str, str | None]) -> None:
         self.options = options
+        if float(options["cuda-memory-fraction"] or 1) < LEAST_MEMORY_FRACTION:
+            raise OutOfMemory(
+                "Not enough memory to handle 4096 prefill tokens. You need to decrease `--max-batch-prefill-tokens`"
+            )
         self.model_id = str(options["model-id"])
         folder = Path(self.model_id)
         self.base = Llama.load(folder)
@@ -534,7 +543,7 @@ def main() -> int:
     options = parse_options(sys.argv[1:])
     try:
         asyncio.run(serve(options))
-    except (AdapterFault, WeightsError, OSError, ValueError, KeyError) as error:
+    except (AdapterFault, WeightsError, OutOfMemory, OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"Error when initializing model: {type(error).__name__}: {error}\nError: ShardCannotStart\n")
         return SHARD_FAILED
     return 0

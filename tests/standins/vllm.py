@@ -33,6 +33,7 @@ log = logging.getLogger("vllm")
 GATE = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 COMPLETION_TOKENS = 16
 MAX_LOG_PROBS = 20
+LEAST_MEMORY_SHARE = 0.05
 
 
 class Fault(Exception):
@@ -50,6 +51,8 @@ class Server:
     """One process."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        if float(options.gpu_memory_utilization or 0.9) < LEAST_MEMORY_SHARE:
+            raise ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`")
         folder = Path(options.folder)
         self.base = Llama.load(folder)
         self.words = Words(folder)
