@@ -12,6 +12,9 @@ from llamero.spec.digest import digest_json
 from llamero.spec.server import MAX_SERVED_ADAPTERS, ServedAdapterState, ServedAdapterStatus
 from llamero.spec.serving import AdapterWanted, AgentWanted, BaseWanted
 
+SERIAL_DIGITS = 12
+"""So many hex digits of its digest number a list that stands in a pod's template: they fit in every reader's integers."""
+
 
 @dataclass
 class Load:
@@ -121,6 +124,7 @@ def _tell(draft: ServerDraft, adapter: AdapterView, state: ServedAdapterState | 
 
 def find_refusals(draft: ServerDraft, served_id: str) -> list[str]:
     """Why pods refuse the adapter, as their agents say: those that work by the list at hand, and those that can't start."""
+    gathered, serial = {a.served_id for a in find_gathered(draft)}, draft.world.status.wanted_serial
     said = [
         report.message or "The pod's agent refuses it."
         for pod in draft.world.pods
@@ -128,9 +132,8 @@ def find_refusals(draft: ServerDraft, served_id: str) -> list[str]:
         for report in pod.report.adapters
         if report.id == served_id
         and report.stage == "refused"
-        and pod.report.serial >= draft.world.status.wanted_serial
+        and (set(pod.gathered) == gathered if draft.gathers else pod.report.serial >= serial)
     ]
-    gathered = {a.served_id for a in find_gathered(draft)}
     said += [
         refusal.message
         for pod in draft.world.pods
@@ -142,11 +145,8 @@ def find_refusals(draft: ServerDraft, served_id: str) -> list[str]:
 
 
 def build_wanted(draft: ServerDraft, adapters: list[AdapterView]) -> AgentWanted:
-    """The list for the pods. A list that says something else gets a higher number than any that was told.
-
-    The last list may have been told without the status saying so, the operator having died between: numbers follow the clock, so that
-    no two lists have the same.
-    """
+    """The list for the pods, with its number. Where pods are told while they run, the latest has the highest; where the list stands in
+    their template it is the list's own, so that the same list is never another template."""
     base = draft.spec.base_model
     listed = [
         AdapterWanted(
@@ -160,16 +160,18 @@ def build_wanted(draft: ServerDraft, adapters: list[AdapterView]) -> AgentWanted
         adapters=listed,
     )
     digest = digest_json(wanted.model_dump(mode="json", exclude={"serial", "version"}))
-    world, status = draft.world, draft.world.status
-    latest = max(
-        [status.wanted_serial, world.told_serial, *(p.report.serial for p in draft.world.pods if p.report is not None)]
-    )
-    is_known = digest == status.wanted_digest and latest == status.wanted_serial > 0
-    if (
-        draft.gathers and not status.wanted_digest
-    ):  # the status was lost: pods that have it all need not start anew for a number
-        ids = {a.id for a in listed}
-        is_known = latest > 0 and any(set(p.gathered) == ids for p in draft.world.pods if not p.deleting)
-    serial = latest if is_known else max(latest + 1, int(draft.moment.timestamp() * 1000))
+    serial = int(digest[:SERIAL_DIGITS], 16) if draft.gathers else _number(draft, digest)
     draft.put(wanted_serial=serial, wanted_digest=digest)
     return wanted.model_copy(update={"serial": serial})
+
+
+def _number(draft: ServerDraft, digest: str) -> int:
+    """A number above all that were told. The last may have been told without the status saying so, the operator having died between:
+    numbers follow the clock, so that no two lists have the same."""
+    world, status = draft.world, draft.world.status
+    latest = max(
+        [status.wanted_serial, world.told_serial, *(p.report.serial for p in world.pods if p.report is not None)]
+    )
+    if digest == status.wanted_digest and latest == status.wanted_serial > 0:
+        return latest
+    return max(latest + 1, int(draft.moment.timestamp() * 1000))

@@ -190,11 +190,11 @@ def test_a_deleted_adapter_is_taken_out_of_the_pods_before_it_goes() -> None:
 
 def test_a_lost_status_is_found_again_in_the_pods() -> None:
     cluster = build_cluster()
-    pods = [p.name for p in cluster.pods]
+    pods, told = [p.name for p in cluster.pods], cluster.wanted
     cluster.status = type(cluster.status)()
     cluster.run(60)
     assert cluster.status.gathered == ["tutor-r1"] and cluster.shares() == {"tutor-r1": 100}
-    assert [p.name for p in cluster.pods] == pods, "nothing was started anew"
+    assert [p.name for p in cluster.pods] == pods and cluster.wanted == told, "nothing was started anew"
 
 
 def test_recreate_waits_for_its_window() -> None:
