@@ -67,6 +67,11 @@ bench-operator: setup ## The operator with 10, 100 and 1,000 jobs beside a bare 
 bench-data: setup ## The data steps beside BeautifulSoup, datatrove, Data-Juicer, rensa and rouge_score (ARGS=--quick for a short one)
 	@$(BIN)/python benchmarks/data/run.py $(ARGS)
 
+.PHONY: bench-rollout
+bench-rollout: setup ## Rollouts on a real control plane while clients stream: failed requests, wrong answers, seconds to roll back (ARGS=--quick for a short one)
+	@scripts/setup.sh cluster
+	@$(BIN)/python benchmarks/rollout/run.py $(ARGS)
+
 .PHONY: images
 images: setup ## Build the container images with buildah (ARGS passes options and names; see images/build.py --help)
 	@scripts/setup.sh images
