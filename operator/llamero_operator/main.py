@@ -137,7 +137,8 @@ async def _work(
         if offered is None:
             await broker.close()
             return 0
-        serving = Serving(kube, store, events, settings, metrics, vitals, offered)
+        # With a throttle of its own: routes must not wait behind what a thousand jobs have to write.
+        serving = Serving(await connect(kube.options, metrics), store, settings, metrics, vitals, offered)
     audit = Audit(kube, store, settings.namespaces, queue.add)
     workers = [asyncio.create_task(reconciler.work(), name=f"worker-{n}") for n in range(settings.concurrency)]
     background = [

@@ -200,3 +200,14 @@ def test_every_mistake_in_a_servers_spec_is_a_sentence() -> None:
 def test_a_status_of_another_version_is_read_part_by_part() -> None:
     status = observe.read_server_status({"status": {"phase": "Ready", "wantedSerial": 7, "models": "no list"}})
     assert (status.phase, status.wanted_serial, status.models) == ("Ready", 7, [])
+
+
+WANTED = '{"version": 1, "serial": 1767323045000, "engine": "tgi", "base": {"uri": "/models/tiny"}, "adapters": []}'
+
+
+@pytest.mark.parametrize("text, serial", [(WANTED, 1767323045000), ("{", 0), (None, 0)])
+def test_the_number_of_the_list_that_pods_start_with_is_read_from_their_template(text: str | None, serial: int) -> None:
+    env = [{"name": observe.WANTED_VARIABLE, "value": text}] if text is not None else []
+    made = deployment()
+    made["spec"]["template"] = {"spec": {"containers": [{"name": ENGINE}, {"name": "agent", "env": env}]}}
+    assert observe.find_template_serial(made) == observe.read_serial(text) == serial

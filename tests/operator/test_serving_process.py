@@ -14,11 +14,13 @@ from cluster.control_plane import ControlPlane
 from cluster.waiting import until
 from serving.fixtures import Tiny
 from serving.makers import WORDS, TinyAdapter
-from stack.stack import API_VERSION, Object, Stack
+from stack.protocol_worker import Script
+from stack.stack import API_VERSION, Object, Stack, played_job
 
 from llamero.spec import names
 from llamero.spec.routes import Routes
 from llamero.spec.server import ModelServerStatus
+from llamero.spec.status import ConditionType
 
 AT_ONCE = {"steps": [100], "intervalSeconds": 1, "analysis": {"minRequests": 0}}
 FAST = {
@@ -195,3 +197,30 @@ def test_the_deletion_of_an_adapter_that_no_server_has_any_more_is_not_held_up(s
     stack.submit(manifest)
     stack.plane.api.delete(stack.path("left", "Adapter"))
     wait(stack, lambda: find(stack, "left", "Adapter") is None, "it to be let go", 20)
+
+
+def test_a_job_makes_the_server_for_its_adapter_and_tells_of_the_rollout_when_it_is_long_done(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    with Stack(control_plane, tmp_path, script=Script(), settings={"serving": FAST}) as stack:
+        job = played_job("tutor")
+        stack.submit(job)
+        stack.wait_phase("tutor", "Succeeded")
+        base = job["spec"]["baseModel"]
+        server = names.default_server_name(base.get("name") or base["uri"], base.get("revision"), "tgi")
+        assert stack.adapters()["tutor-r1"]["spec"]["server"] == server
+        made = find(stack, server, "ModelServer")
+        assert made is not None and "ownerReferences" not in made["metadata"]
+        assert made["spec"]["baseModel"] == base and made["spec"]["engine"]["type"] == "tgi"
+
+        def is_told_of() -> bool:
+            found = stack.status("tutor").condition(ConditionType.ROLLED_OUT)
+            # Played workers tell of another base, so that the server's verdict is known beforehand.
+            return found is not None and (found.status, found.reason) == ("False", "BaseMismatch")
+
+        wait(stack, is_told_of, "the job to repeat what the server says of its adapter", 30)
+        stack.delete("tutor")
+        stack.wait_gone("tutor")
+        assert find(stack, server, "ModelServer") is not None and list(stack.adapters()) == ["tutor-r1"]
+        stack.plane.api.delete(stack.path("tutor-r1", "Adapter"))
+        wait(stack, lambda: not stack.adapters(), "the adapter, which no pod ever had, to go", 30)

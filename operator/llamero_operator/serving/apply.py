@@ -25,6 +25,7 @@ from llamero.kube.objects import (
     SERVICES,
     Resource,
 )
+from llamero.kube.servers import observe_config_map
 from llamero.lifecycle.serving.world import ServerDecision, ServerWorld
 from llamero.spec import names
 from llamero.spec.adapter import AdapterResourceStatus
@@ -35,7 +36,7 @@ from llamero_operator.metrics import Metrics
 from llamero_operator.resources.serving import manifests
 from llamero_operator.serving.agents import Agents
 from llamero_operator.serving.chats import Chats
-from llamero_operator.serving.observe import DIGEST_ANNOTATION
+from llamero_operator.serving.observe import DIGEST_ANNOTATION, read_serial
 from llamero_operator.serving.routes import RoutesWriter
 from llamero_operator.serving.store import AdapterRecord, DeploymentRecord, ServerRecord
 from llamero_operator.settings import OperatorSettings
@@ -63,9 +64,12 @@ class Made:
 
     objects: dict[tuple[str, str, str], _Applied] = field(default_factory=dict)
     """(kind, namespace, name) → what was written."""
+    told: dict[Key, int] = field(default_factory=dict)
+    """Number of the list of adapters that each server's pods were last told."""
 
     def forget(self, namespace: str, server: str) -> None:
         """The server is gone."""
+        self.told.pop((namespace, server), None)
         gone = {names.engine_name(server), names.wanted_name(server)}
         for key in [key for key in self.objects if key[1] == namespace and key[2] in gone]:
             del self.objects[key]
@@ -184,6 +188,8 @@ async def _tell_pods(
     """New pods read the list from the ConfigMap, those that run are told it; nobody waits for their answers."""
     wanted = decision.wanted
     is_told = wanted is not None and wanted.engine != "tgi"
+    if wanted is not None:
+        tools.made.told[record.key] = max(wanted.serial, tools.made.told.get(record.key, 0))
     refused: dict[str, str] = {}
     if is_told and decision.deploy:
         manifest = manifests.build_wanted_config_map(world, decision, tools.settings)
@@ -191,6 +197,17 @@ async def _tell_pods(
     tools.agents.converse(record.key, world.pods, wanted if is_told else None, every_seconds)
     tools.chats.ask(every_seconds)
     return refused
+
+
+async def learn_told(tools: ServingTools, record: ServerRecord) -> int:
+    """The number of the list that the server's pods start with: an operator before this one may have written it. Raises KubeError."""
+    told = tools.made.told.get(record.key)
+    if told is None:
+        found = await observe_config_map(tools.kube, record.key[0], names.wanted_name(record.key[1]))
+        text = ((found or {}).get("data") or {}).get(names.WANTED_KEY)
+        told = tools.made.told[record.key] = read_serial(text)
+    deployment = tools.store.serving.deployment(record, names.engine_name(record.key[1]))
+    return max(told, deployment.serial if deployment is not None else 0)
 
 
 async def _route(tools: ServingTools, world: ServerWorld, decision: ServerDecision) -> None:

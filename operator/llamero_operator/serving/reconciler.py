@@ -28,8 +28,9 @@ from llamero_operator import logs
 from llamero_operator.health import Vitals
 from llamero_operator.passes import Passes
 from llamero_operator.resources.serving.manifests import find_server_problems
-from llamero_operator.serving.apply import ServingTools, apply, release_adapter
-from llamero_operator.serving.store import AdapterRecord, Key, ServerRecord
+from llamero_operator.serving.apply import ServingTools, apply, learn_told, release_adapter
+from llamero_operator.serving.claims import find_taken, has_claim
+from llamero_operator.serving.store import Key, ServerRecord
 from llamero_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,6 @@ BACKOFF_LIMIT_SECONDS = 10.0
 """Longest time between two tries after errors: what serves should not wait for as long as what trains."""
 EARLY = 0.9
 """A question that is due within a tenth of its interval is asked at once, so that it is not put off to the pass after the next."""
-UNCLAIMED = frozenset({"Conflict", "Retired"})
-"""States of a public name in which a server does not lay claim to it."""
 
 
 class ServerReconciler(Passes):
@@ -94,7 +93,7 @@ class ServerReconciler(Passes):
         metadata = record.raw["metadata"]
         if record.deleting and names.FINALIZER not in (metadata.get("finalizers") or []):
             return None  # others hold it; our part is done
-        world = self._observe(record)
+        world = self._observe(record, await learn_told(self.tools, record))
         decision = self._decide(world, self._limits, self._now())
         wake_after = self._seconds_to_next(decision)
         if wake_after < self._limits.poll_seconds:
@@ -150,7 +149,7 @@ class ServerReconciler(Passes):
 
     # Observing
 
-    def _observe(self, record: ServerRecord) -> ServerWorld:
+    def _observe(self, record: ServerRecord, told_serial: int) -> ServerWorld:
         tools, key = self.tools, record.key
         served = names.server_key(*key)
         deployment = tools.store.serving.deployment(record, names.engine_name(key[1]))
@@ -174,10 +173,11 @@ class ServerReconciler(Passes):
             chats=tools.chats.reports,
             silent_chats=tools.chats.silent,
             strategies=strategies,
-            taken=self._find_taken(record),
+            taken=find_taken(record, tools.store.serving.others(key), tools.routes.owners()),
             capabilities=self._capabilities,
             refused=self._refused.get(key, {}),
             routes_age=tools.routes.part_age(served),
+            told_serial=told_serial,
         )
         if problems := find_server_problems(world, tools.settings):
             return replace(world, server=None, problems=problems)
@@ -196,51 +196,14 @@ class ServerReconciler(Passes):
             return None
         return job.parsed.spec.rollout.strategy
 
-    def _find_taken(self, record: ServerRecord) -> dict[str, str]:
-        """Public names that others have: those that are routed to them, and those that older servers lay claim to."""
-        own = names.server_key(*record.key)
-        taken: dict[str, str] = {}
-        age = (record.created_at, record.key)
-        for other in self.tools.store.serving.others(record.key):
-            if other.deleting or (other.created_at, other.key) > age:
-                continue
-            for name in other.status.models:
-                if name.state not in UNCLAIMED:
-                    taken.setdefault(name.name, names.server_key(*other.key))
-        owners = self.tools.routes.owners()
-        taken |= {model: owner for model, owner in owners.items() if owner != own}
-        return {model: owner for model, owner in taken.items() if owners.get(model) != own}
-
     # Adapters that no server holds any more
 
     async def _sweep(self, namespace: str) -> None:
         """Lets go the Adapters whose deletion waits for a server that is not there, or that has nothing to do with them."""
-        for adapter in self.tools.store.serving.stuck_adapters(namespace):
-            if not self._is_claimed(namespace, adapter):
+        store = self.tools.store.serving
+        servers = [record for key, record in store.servers.items() if key[0] == namespace]
+        for adapter in store.stuck_adapters(namespace):
+            if not any(has_claim(server, adapter) for server in servers):
                 name = adapter.raw["metadata"]["name"]
                 logger.info("the Adapter %s is let go: no ModelServer has it", name)
                 await release_adapter(self.tools, namespace, name)
-
-    def _is_claimed(self, namespace: str, adapter: AdapterRecord) -> bool:
-        """Whether a server may have it in its engines, and is the one to let it go."""
-        name = str(adapter.raw["metadata"]["name"])
-        view = adapter.view
-        named = {view.spec.server, view.status.server} - {""} if view is not None else set()
-        for key, record in self.tools.store.serving.servers.items():
-            if key[0] != namespace:
-                continue
-            if key[1] in named or name in _mentioned(record):
-                return True
-        return False
-
-
-def _mentioned(record: ServerRecord) -> set[str]:
-    """The Adapters that a server's spec or status speaks of."""
-    status = record.status
-    found = {a.name for a in status.adapters} | set(status.gathered) | set(status.suspects)
-    for told in status.models:
-        found |= {name for name in (told.adapter, told.canary, told.previous) if name is not None}
-    if record.parsed is not None:
-        for entry in record.parsed.spec.models:
-            found |= {name for name in (entry.adapter, entry.promote) if name is not None}
-    return found

@@ -30,18 +30,18 @@ STOP_SECONDS = 10.0
 
 
 class Serving:
-    """Made within the event loop; `open_gate` once everything was listed, `close` at the end."""
+    """Made within the event loop; `open_gate` once everything was listed, `close` at the end. The client is closed with it."""
 
     def __init__(
         self,
         kube: Kube,
         store: Store,
-        events: EventRecorder,
         settings: OperatorSettings,
         metrics: Metrics,
         vitals: Vitals,
         capabilities: ServingCapabilities,
     ) -> None:
+        self._kube = kube
         self._store = store
         self._metrics = metrics
         self._session = open_session(settings.serving.timeout_seconds)
@@ -49,6 +49,7 @@ class Serving:
         self._routes = RoutesWriter(kube, kube.namespace)
         self._agents = Agents(self._session, metrics, self._queue.add)
         self._chats = Chats(settings.serving.chats, self._session, metrics, lambda: self._reconciler.chats_changed())
+        events = EventRecorder(kube, names.FIELD_MANAGER)
         tools = ServingTools(kube, store, events, settings, metrics, self._agents, self._chats, self._routes)
         self._reconciler = ServerReconciler(
             tools, self._queue, vitals, decide, capabilities, settings.to_serving_limits()
@@ -76,6 +77,7 @@ class Serving:
         await self._agents.close()
         await self._chats.close()
         await self._session.close()
+        await self._kube.close()
 
     def show(self) -> None:
         """Sets the gauges."""

@@ -45,7 +45,6 @@ def _describe(world: World, status: JobStatus, found: EvaluationStatus | None) -
         "template": job.spec.data.template,
         "dataDigest": data.digest if data else "",
         "model": job.public_model_name,
-        "server": find_server_name(world),
         "licenses": sorted({s.license for s in sources if s.license}),
         "terms": sorted({s.terms for s in sources if s.terms}),
         "figures": {
@@ -80,7 +79,7 @@ def build_publication(world: World, status: JobStatus, name: str) -> Publication
         return None
     try:
         known = _describe(world, status, status.evaluation)
-        spec = AdapterSpec.model_validate(known | json.loads(status.candidate))
+        spec = AdapterSpec.model_validate(known | json.loads(status.candidate) | {"server": find_server_name(world)})
         return Publication(name, spec, build_default_server(world))
     except ValueError:
         return None
