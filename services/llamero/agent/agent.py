@@ -184,8 +184,10 @@ class Agent:
             self._wake.clear()
             self.ticked_at = self._clock()
             self._start_missing()
+            # Not wait_for: it swallows a cancellation that comes with the event (python/cpython#86296), and the agent would never end.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._look_seconds)
+                async with asyncio.timeout(self._look_seconds):
+                    await self._wake.wait()
 
     # -- the engine ------------------------------------------------------------------------------------------------------------
 
