@@ -121,7 +121,9 @@ class Rendered:
             logprobs = _chat_logprobs(choice.get("logprobs")) if self._body.get("logprobs") else None
             if shown or logprobs:
                 yield self._chunk({"content": shown}, None, logprobs)
-            if finish is not None:
+            if (
+                finish is not None or self._cutter.is_cut
+            ):  # the engine may not have been told of this stop: TGI takes four
                 self._is_finished = True
                 yield self._chunk({}, "stop" if self._cutter.is_cut else finish)
 

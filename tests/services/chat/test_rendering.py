@@ -165,6 +165,18 @@ async def test_before_tgi_a_chat_is_a_completion_and_its_events_become_chat_chun
     assert (await chat.report())["targets"][0]["requests"] == 1
 
 
+async def test_a_stop_that_tgi_has_no_room_for_ends_the_answer_all_the_same(stand_in: Any, start_chat: Any) -> None:
+    chat = start_with(start_chat, stand_in.url, "tgi", template="chatml", stop=["<|im_end|>", "</s>"])
+    pieces = [completion(f" {word}") for word in ("one", "two", "three")]
+    stand_in.script = [*pieces, completion(" four", finish_reason="length", usage=USAGE), b"data: [DONE]\n\n"]
+    options = {"stream": True, "stream_options": {"include_usage": True}, "stop": ["a", "b", "c", "two"]}
+    _, (*chunks, done) = await ask(chat, **options)
+    assert stand_in.bodies[-1]["stop"] == ["<|im_end|>", "a", "b", "c"]
+    told = [(c["choices"][0]["delta"].get("content"), c["choices"][0]["finish_reason"]) for c in chunks[:-1]]
+    assert told[1:] == [(" one", None), (" ", None), (None, "stop")]
+    assert chunks[-1]["usage"] == USAGE and done == "[DONE]"
+
+
 @pytest.mark.parametrize(
     ("text", "finish", "shown", "told"),
     [

@@ -256,6 +256,18 @@ async def test_callers_are_told_apart_by_user_then_key_then_address(stand_in: An
     assert [len(s) for s in (same_user, same_key, same_address)] == [1, 1, 1]
 
 
+async def test_a_forwarded_address_is_believed_only_where_a_proxy_is_named(stand_in: Any, start_chat: Any) -> None:
+    targets = [{"adapter": OLD, "weight": 50}, {"adapter": NEW, "weight": 50}]
+    chat = start_chat(servers(stand_in), [{**route(), "targets": targets}])
+    stand_in.say_whole("fine")
+    async with aiohttp.ClientSession(chat.url) as client:
+        for n in range(16):
+            headers = {"X-Forwarded-For": f"10.0.0.{n}"}
+            async with client.post("/v1/chat/completions", json=BODY, headers=headers) as response:
+                assert response.status == 200
+    assert len({body["model"] for body in stand_in.bodies}) == 1
+
+
 async def test_sigterm_lets_running_answers_end_and_takes_nothing_new(
     stand_in: Any, start_chat: Callable[..., Any]
 ) -> None:
