@@ -67,8 +67,8 @@ class ServerResourcesSpec(SpecModel):
     cpu: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$", max_length=16)] | None = Field(
         None, description="CPU that the scheduler sets aside, such as `4` or `500m`."
     )
-    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=16)] | None = Field(
-        None, description="Memory of a pod (request and limit), such as `32Gi`."
+    memory: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=16)] | None = (
+        Field(None, description="Memory of a pod (request and limit), such as `32Gi`.")
     )
 
 
@@ -175,6 +175,12 @@ class NameStatus(ResultModel):
         "", description="Names the step at hand in the routes: counts of requests and votes are kept by it."
     )
     step_started_at: datetime | None = Field(None, description="When the step began.")
+    other_requests: int | None = Field(
+        None,
+        ge=0,
+        description="Requests to the other adapter in the last step that it had a share in: the step with all callers is judged by them.",
+    )
+    other_errors: int | None = Field(None, ge=0, description="How many of these failed.")
     previous: Annotated[str, Field(max_length=63)] | None = Field(
         None, description="The Adapter that served before; it is kept loaded where there is room, for a quick rollback."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal
 
 from llamero.spec.rollout import AnalysisSpec
@@ -15,6 +16,9 @@ MIN_OTHER_REQUESTS = 5
 
 MIN_ERRORS = 2
 """One failed request alone condemns nobody: a pod may have been killed under it."""
+
+CHANCE_DEVIATIONS = 2.0
+"""So many standard deviations above what is allowed may be chance: no verdict rests on them."""
 
 Outcome = Literal["good", "bad", "wait"]
 
@@ -107,7 +111,7 @@ def judge(canary: Tally, other: Tally, spec: AnalysisSpec, ripe: bool) -> Judgem
     if not enough:
         return Judgement("wait", f"It waits for {spec.min_requests} requests to judge by.")
     if canary.error_rate > other.error_rate + spec.max_error_rate_increase:
-        return Judgement("wait", "One request failed: it waits for more requests to judge by.")
+        return Judgement("wait", "Too many requests failed, but too few to tell it from chance: it waits for more.")
     return Judgement("good", _praise(canary, other))
 
 
@@ -116,7 +120,9 @@ def _judge_errors(canary: Tally, other: Tally, spec: AnalysisSpec) -> str | None
     if canary.errors < MIN_ERRORS:
         return None
     allowed = other.error_rate + spec.max_error_rate_increase
-    if canary.errors / max(canary.requests, spec.min_requests) <= allowed:
+    requests = max(canary.requests, spec.min_requests)
+    by_chance = CHANCE_DEVIATIONS * sqrt(requests * allowed * max(1 - allowed, 0.0))
+    if canary.errors <= requests * allowed + by_chance:
         return None
     return (
         f"{canary.errors} of {canary.requests} requests failed ({canary.error_rate:.1%}), of the other adapter's {other.errors} of "

@@ -3,7 +3,7 @@ worth `analysis`'s; that an adapter is loaded and that requests go only where it
 
 from bisect import bisect_right
 
-from llamero.lifecycle.serving.analysis import add_up, judge
+from llamero.lifecycle.serving.analysis import MIN_OTHER_REQUESTS, Tally, add_up, judge
 from llamero.lifecycle.serving.choosing import Choice, choose
 from llamero.lifecycle.serving.draft import MAX_NAME_MESSAGE, ServerDraft, cut
 from llamero.lifecycle.serving.readiness import count_ready, find_share
@@ -81,7 +81,17 @@ def recover(draft: ServerDraft, name: str) -> NameStatus:
 
 def drop_canary(old: NameStatus) -> NameStatus:
     """The name without a rollout."""
-    return old.model_copy(update={"canary": None, "weight": 0, "step": 0, "step_id": "", "step_started_at": None})
+    return old.model_copy(
+        update={
+            "canary": None,
+            "weight": 0,
+            "step": 0,
+            "step_id": "",
+            "step_started_at": None,
+            "other_requests": None,
+            "other_errors": None,
+        }
+    )
 
 
 def say(old: NameStatus, state: NameState, message: str = "") -> NameStatus:
@@ -235,12 +245,11 @@ def go_on(draft: ServerDraft, old: NameStatus, choice: Choice, adapter: AdapterV
     began = old.step_started_at or draft.now
     elapsed = draft.seconds_since(began)
     chats = draft.world.chats
-    found = judge(
-        add_up(chats, old.name, old.step_id, adapter.served_id),
-        add_up(chats, old.name, old.step_id, stable.served_id if stable else None),
-        strategy.analysis,
-        ripe=elapsed >= strategy.interval_seconds,
-    )
+    mine = add_up(chats, old.name, old.step_id, adapter.served_id)
+    other = add_up(chats, old.name, old.step_id, stable.served_id if stable else None)
+    if other.requests < MIN_OTHER_REQUESTS:  # it has no share any more, or hardly one: what it was like before counts
+        other = Tally(requests=old.other_requests or 0, errors=old.other_errors or 0)
+    found = judge(mine, other, strategy.analysis, ripe=elapsed >= strategy.interval_seconds)
     if found.outcome == "bad":
         return roll_back(draft, old, choice, adapter, found.sentence)
     if choice.entry.paused:
@@ -249,7 +258,8 @@ def go_on(draft: ServerDraft, old: NameStatus, choice: Choice, adapter: AdapterV
         return promote(draft, old, adapter, found.sentence)
     if found.outcome == "good" and has_room_for(draft, adapter, strategy.steps[old.step + 1]):
         draft.note("RolloutStep", f"{old.name}: {adapter.name} is good at {old.weight}%: {found.sentence}")
-        return enter(draft, old, adapter, old.step + 1, strategy.steps)
+        before = {"other_requests": other.requests, "other_errors": other.errors}
+        return enter(draft, old.model_copy(update=before), adapter, old.step + 1, strategy.steps)
     text = describe_step(adapter, old.step, strategy.steps)
     if found.outcome == "good":
         return say(old, "Canary", f"{text} It waits until more pods have it.")

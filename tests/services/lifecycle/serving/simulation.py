@@ -44,8 +44,13 @@ Quality = Callable[[str | None], tuple[float, float, float]]
 
 
 def build_server(**spec: Any) -> ModelServer:
-    """A server with a local base on the cpu engine; `spec` changes it, in camelCase."""
-    wanted: dict[str, Any] = {"baseModel": {"uri": BASE}, "engine": {"type": "cpu"}, **spec}
+    """A server with a local base on the cpu engine, and quick steps; `spec` changes it, in camelCase."""
+    wanted: dict[str, Any] = {
+        "baseModel": {"uri": BASE},
+        "engine": {"type": "cpu"},
+        "strategy": {"intervalSeconds": 10},
+        **spec,
+    }
     return ModelServer.model_validate(
         {
             "apiVersion": "llamero.dev/v1alpha1",

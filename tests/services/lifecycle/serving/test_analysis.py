@@ -29,7 +29,10 @@ CASES: dict[str, tuple[Tally, Tally, AnalysisSpec, bool, str, str]] = {
     "errors that later requests can make up for": (
         tally(30, 2), tally(), AnalysisSpec(min_requests=200), False, "wait", ""),
     "as many errors as the other": (tally(100, 30), tally(100, 30), AnalysisSpec(), True, "good", "30 failed"),
-    "one error alone condemns nobody": (tally(20, 1), tally(), AnalysisSpec(), True, "wait", "One request failed"),
+    "one error alone condemns nobody": (tally(20, 1), tally(), AnalysisSpec(), True, "wait", "to tell it from chance"),
+    "a few errors more than allowed may be chance": (tally(100, 4), tally(), AnalysisSpec(), True, "wait", "from chance"),
+    "so many more are none": (tally(100, 6), tally(), AnalysisSpec(), True, "bad", "6 of 100 requests failed (6.0%)"),
+    "and with many requests a few more are none": (tally(5000, 160), tally(), AnalysisSpec(), True, "bad", "(3.2%)"),
     "one error among enough": (tally(60, 1), tally(), AnalysisSpec(), True, "good", "1 failed"),
     "slow": (tally(first_token=1.0), tally(first_token=0.3), AnalysisSpec(), True, "bad", "times the other adapter's"),
     "slow at first": (tally(first_token=1.0), tally(first_token=0.3), AnalysisSpec(), False, "wait", ""),

@@ -99,6 +99,22 @@ def test_a_slow_adapter_and_one_that_is_disliked_go_back() -> None:
         assert words in cluster.name().message
 
 
+def test_where_both_fail_alike_the_new_adapter_takes_over_also_when_only_it_is_asked() -> None:
+    cluster = build_cluster()
+    cluster.quality = lambda _: (0.1, 0.1, 0.8)
+    cluster.publish("tutor-r2")
+    cluster.run_until(lambda: cluster.name().adapter == "tutor-r2", 200)
+
+
+def test_an_adapter_that_turns_bad_when_all_ask_it_goes_back() -> None:
+    cluster = build_cluster()
+    cluster.publish("tutor-r2")
+    cluster.run_until(lambda: cluster.shares() == {"tutor-r2": 100})
+    make_bad(cluster, "r2")
+    cluster.run_until(lambda: cluster.shares() == {"tutor-r1": 100})
+    assert cluster.name().state == "RolledBack"
+
+
 def test_after_a_rollback_a_better_adapter_is_tried() -> None:
     cluster = build_cluster()
     make_bad(cluster, "r2")

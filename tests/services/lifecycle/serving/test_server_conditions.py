@@ -78,7 +78,7 @@ def test_a_rollout_leaves_a_server_ready_and_reconciling() -> None:
 
 
 def test_a_status_that_says_the_same_does_not_change() -> None:
-    cluster = build_cluster()
+    cluster = build_cluster(strategy={"intervalSeconds": 100})
     cluster.publish("tutor-r2")
     cluster.run_until(lambda: "tutor-r2" in cluster.shares())
     cluster.run(3)
