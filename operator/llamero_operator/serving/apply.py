@@ -188,7 +188,7 @@ async def _tell_pods(
     """New pods read the list from the ConfigMap, those that run are told it; nobody waits for their answers."""
     wanted = decision.wanted
     is_told = wanted is not None and wanted.engine != "tgi"
-    if wanted is not None:
+    if wanted is not None and is_told:
         tools.made.told[record.key] = max(wanted.serial, tools.made.told.get(record.key, 0))
     refused: dict[str, str] = {}
     if is_told and decision.deploy:
@@ -200,14 +200,13 @@ async def _tell_pods(
 
 
 async def learn_told(tools: ServingTools, record: ServerRecord) -> int:
-    """The number of the list that the server's pods start with: an operator before this one may have written it. Raises KubeError."""
+    """The number of the list that pods which are told were told last: an operator before this one may have. Raises KubeError."""
     told = tools.made.told.get(record.key)
     if told is None:
         found = await observe_config_map(tools.kube, record.key[0], names.wanted_name(record.key[1]))
         text = ((found or {}).get("data") or {}).get(names.WANTED_KEY)
         told = tools.made.told[record.key] = read_serial(text)
-    deployment = tools.store.serving.deployment(record, names.engine_name(record.key[1]))
-    return max(told, deployment.serial if deployment is not None else 0)
+    return told
 
 
 async def _route(tools: ServingTools, world: ServerWorld, decision: ServerDecision) -> None:

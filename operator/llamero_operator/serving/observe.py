@@ -27,8 +27,6 @@ from llamero_operator.observe import (
 
 Object = Mapping[str, Any]
 
-WANTED_VARIABLE = "LLAMERO_WANTED"
-"""In the pods of an engine that reads its adapters at start: the list that it is started with."""
 TEMPLATE_LABEL = "pod-template-hash"
 DIGEST_ANNOTATION = f"{names.GROUP}/digest"
 """On what the operator makes for a server: digest of the manifest that it was made from."""
@@ -215,16 +213,6 @@ def read_serial(text: str | None) -> int:
         return AgentWanted.model_validate_json(text or "").serial
     except ValidationError:
         return 0
-
-
-def find_template_serial(thing: Object) -> int:
-    """The number of the list that a Deployment's pods are started with, where it stands in their template; else 0."""
-    spec = ((thing.get("spec") or {}).get("template") or {}).get("spec") or {}
-    for container in spec.get("containers") or []:
-        for variable in container.get("env") or []:
-            if variable.get("name") == WANTED_VARIABLE:
-                return read_serial(variable.get("value"))
-    return 0
 
 
 def _find_deployment_message(status: Object) -> str:

@@ -59,7 +59,6 @@ class DeploymentRecord:
     digest: str  # of the manifest that it was made from
     replicas: int  # that its spec asks for: autoscaling may have set them
     strategy: str
-    serial: int  # of the list of adapters in its template; 0 where there is none
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,6 @@ def _record_deployment(thing: Object) -> DeploymentRecord:
         digest=str((metadata.get("annotations") or {}).get(observe.DIGEST_ANNOTATION) or ""),
         replicas=int(spec.get("replicas", 1)),
         strategy=str((spec.get("strategy") or {}).get("type") or ""),
-        serial=observe.find_template_serial(thing),
     )
 
 
