@@ -18,7 +18,7 @@ from llamero.cli.adapterfolders import (
     put_adapter,
     read_adapter_folder,
 )
-from llamero.cli.localserver import LocalAdapter, LocalServer, LocalServerError
+from llamero.cli.localserver import LocalAdapter, LocalServer, LocalServerError, find_entry
 from llamero.spec.names import GROUP
 from llamero.storage import local_path
 
@@ -44,6 +44,12 @@ def import_locally(server: LocalServer, model: str, folder: Path, now: datetime,
     if manifest.server is None:
         raise LocalServerError(f"{server.manifest_file} is wrong: {' '.join(manifest.problems)}")
     spec = manifest.server.spec
+    entry = find_entry(manifest.raw["spec"], model)
+    if entry.get("base") or entry.get("retired"):
+        why = "is answered by the base itself" if entry.get("base") else "is retired"
+        raise LocalServerError(
+            f"{model} {why}, as {server.manifest_file} says: give another public name, or change its entry."
+        )
     adapter = read_adapter_folder(folder)
     with server.adding():
         known = next(

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -236,8 +236,15 @@ class LocalServer:
             "uid": adapter.uid,
             "creationTimestamp": adapter.created_at.isoformat(),
         }
+        if adapter.deleting:
+            metadata["deletionTimestamp"] = adapter.created_at.isoformat()
         raw = {"apiVersion": API_VERSION, "kind": "Adapter", "metadata": metadata, "spec": adapter.spec.to_json_dict()}
         write_atomically(self.adapters_folder / f"{adapter.name}.json", json.dumps(raw, indent=2) + "\n")
+
+    def move_base(self, folder: str) -> None:
+        """The same base lies in another folder now: adapters name it by its place."""
+        for adapter in self.read_adapters():
+            self._write_adapter(replace(adapter, spec=adapter.spec.model_copy(update={"base": folder})))
 
     def mark_deleted(self, name: str, now: datetime) -> bool:
         """Ask for an adapter's deletion: the controller removes it once no request can go to it. False where there is none."""

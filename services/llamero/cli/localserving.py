@@ -83,10 +83,12 @@ def prepare_server(server: LocalServer, options: ServeOptions, say: Say) -> None
                 f"The server {server.name} in {server.folder} serves another base than the one that lies in {base.folder} now, and its "
                 "adapters belong to that: give another --server or --workdir."
             )
-        raw["spec"]["baseModel"]["uri"] = str(base.folder)
+        before, raw["spec"]["baseModel"]["uri"] = raw["spec"]["baseModel"].get("uri"), str(base.folder)
         _update_strategy(raw["spec"], options)
         if options.quantization is not None:
             raw["spec"].setdefault("engine", {})["quantization"] = options.quantization
+    if before != str(base.folder):
+        server.move_base(str(base.folder))
     for name, adapter_folder in options.adapters:
         imported = import_locally(server, name, adapter_folder, datetime.now(UTC), say)
         what = "is new for" if imported.is_new else "is known already for"

@@ -139,7 +139,14 @@ def start(assignment: str, server: str | None, workdir: Path) -> None:
             f"{name} unchanged: {folder} is its adapter {adapter} already (`llamero rollout pin {name} --adapter {adapter}` goes back to it)."
         )
         return
-    click.echo(f"{name} gets the adapter {adapter}: it takes over step by step{_or_later(local)}.")
+    known = see_local(local).describe(name)
+    chosen = known.foresee(known.entry or None)
+    if chosen == adapter:
+        click.echo(f"{name} gets the adapter {adapter}: it takes over step by step{_or_later(local)}.")
+    else:
+        click.echo(
+            f"{name} gets the adapter {adapter}, but {chosen} goes on: `llamero rollout status {name}` says what is wished."
+        )
 
 
 def parse_assignment(text: str) -> tuple[str, Path]:

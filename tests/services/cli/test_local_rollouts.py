@@ -195,7 +195,8 @@ def test_ctrl_c_leaves_no_process_and_the_next_start_goes_on_where_the_rollout_w
         assert alive == []
     later = serving.llamero("rollout", "resume", MODEL)
     assert "nothing serves it now" in later.stdout
-    with serve(tmp_path) as serving:  # what it serves is known
+    moved = shutil.copytree(random_base, tmp_path / "moved" / random_base.name)
+    with serve(tmp_path, "--base", str(moved)) as serving:  # without a word of adapters: those that it serves are known
         assert serving.name().adapter == "tutor-1"
         assert (serving.name().canary, serving.name().step_id) == ("tutor-2", step)
         with Callers(serving) as callers:
@@ -263,6 +264,7 @@ def test_a_deleted_adapter_goes_when_nothing_needs_it_and_stays_while_it_serves(
         (("serve", "--base", "BASE", "--adapter", "tutor=nowhere"), 2, "There is no folder nowhere."),
         (("serve", "--base", "BASE", "--adapter", "tutor=BASE"), 2, "holds no adapter: adapter_config.json is missing"),
         (("serve", "--base", "BASE", "--adapter", "two words=A"), 2, "`two words` is no public name"),
+        (("serve", "--base", "BASE", "--adapter", "random-llama=A"), 2, "random-llama is answered by the base itself"),
         (("serve", "--base", "BASE", "--server", "../up"), 2, "`../up` is no name for a server"),
         (("serve", "--base", "BASE", "--steps", "50,20"), 2, "--steps 50,20: whole percents that rise to 100"),
         (("rollout", "start", "tutor=A"), 2, "has no local server: start one with `llamero serve --base DIR"),
