@@ -72,6 +72,10 @@ bench-rollout: setup ## Rollouts on a real control plane while clients stream: f
 	@scripts/setup.sh cluster
 	@$(BIN)/python benchmarks/rollout/run.py $(ARGS)
 
+.PHONY: bench-engine
+bench-engine: setup ## The CPU engine with 1, 4 and 16 chats over 1 and 8 adapters beside generate() (ARGS=--quick for a short one)
+	@$(BIN)/python benchmarks/engine/run.py $(ARGS)
+
 .PHONY: images
 images: setup ## Build the container images with buildah (ARGS passes options and names; see images/build.py --help)
 	@scripts/setup.sh images

@@ -1,6 +1,7 @@
 """Keys and values of the rows of a batch, aligned at the right: rows may join and leave between two steps.
 
-Every row's last token stands in the last column; a shorter row has empty columns at the left, which its mask leaves out.
+Every row's last token stands in the last column; a shorter row has empty columns at the left, which its mask leaves out. What lies in
+empty columns is of no meaning, but finite: a weight of zero does not undo what is no number.
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,20 @@ SPARE_COLUMNS = 64
 
 
 class RowLayer(DynamicLayer):
-    """One layer's keys and values, [rows, heads, columns, width], in a buffer that grows by more than one column at a time."""
+    """One layer's keys and values, [rows, heads, columns, width]: a window on buffers with room at the end, and below for more rows.
+
+    Columns are added at the end, rows that join are written below, a row that leaves gives its place to the last one: none of it moves the others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.columns = 0
+        self.rows = self.start = self.end = 0
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.end - self.start
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -30,63 +38,56 @@ class RowLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.columns + key_states.shape[-2]
-        self._keys = _with_room(self._keys, key_states, self.columns, end)
-        self._values = _with_room(self._values, value_states, self.columns, end)
-        self._keys[:, :, self.columns : end] = key_states
-        self._values[:, :, self.columns : end] = value_states
-        self.columns = end
-        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
-        return self.keys, self.values
+            self.rows = key_states.shape[0]
+        new = key_states.shape[-2]
+        if self._keys is None or self._values is None or self._keys.shape[2] < self.end + new:
+            self._reserve(self.rows, self.columns + new, self.columns, key_states, value_states)
+        assert self._keys is not None and self._values is not None
+        self._keys[: self.rows, :, self.end : self.end + new] = key_states
+        self._values[: self.rows, :, self.end : self.end + new] = value_states
+        self.end += new
+        return self._show()
 
     def get_seq_length(self) -> int:
         return self.columns
 
     def join(self, other: "RowLayer") -> None:
         """Add another cache's rows below these."""
-        columns = max(self.columns, other.columns)
-        self._keys = _stacked(self.keys, other.keys, columns)
-        self._values = _stacked(self.values, other.values, columns)
-        self._point_at(columns)
-
-    def keep(self, rows: torch.Tensor, columns: int) -> None:
-        """Keep these rows, and of the columns the last `columns`."""
-        first = self.columns - columns
-        self._keys = _copied(self._keys, rows, first, self.columns)
-        self._values = _copied(self._values, rows, first, self.columns)
-        self._point_at(columns)
-
-    def _point_at(self, columns: int) -> None:
+        rows, columns = self.rows + other.rows, max(self.columns, other.columns)
         assert self._keys is not None and self._values is not None
-        self.columns = columns
-        self.keys, self.values = self._keys[:, :, :columns], self._values[:, :, :columns]
+        if self._keys.shape[0] < rows or self.end < columns:
+            self._reserve(rows, columns, columns, self.keys, self.values)
+        self._keys[self.rows : rows, :, self.end - other.columns : self.end] = other.keys
+        self._values[self.rows : rows, :, self.end - other.columns : self.end] = other.values
+        self.rows, self.start = rows, self.end - columns
+        self._show()
 
+    def keep(self, moves: Sequence[tuple[int, int]], rows: int, columns: int) -> None:
+        """Let each of `moves` (to, from) take another row's place, then keep the first `rows`, and of the columns the last `columns`."""
+        assert self._keys is not None and self._values is not None
+        self.start = self.end - columns
+        for to, source in moves:
+            self._keys[to, :, self.start : self.end] = self._keys[source, :, self.start : self.end]
+            self._values[to, :, self.start : self.end] = self._values[source, :, self.start : self.end]
+        self.rows = rows
+        self._show()
 
-def _with_room(buffer: torch.Tensor | None, new: torch.Tensor, used: int, end: int) -> torch.Tensor:
-    if buffer is not None and buffer.shape[2] >= end:
-        return buffer
-    rows, heads, _, width = new.shape
-    larger = new.new_zeros((rows, heads, end + max(SPARE_COLUMNS, end // 4), width))
-    if buffer is not None:
-        larger[:, :, :used] = buffer[:, :, :used]
-    return larger
+    def _reserve(self, rows: int, columns: int, end: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Larger buffers for so many rows and columns, in which the window ends at column `end`. `keys` and `values` tell the shape."""
+        room = columns + max(SPARE_COLUMNS, columns // 2)
+        held = self.columns
+        larger = [t.new_zeros((rows, t.shape[1], room, t.shape[3])) for t in (keys, values)]
+        if held and self._keys is not None and self._values is not None:
+            for new, old in zip(larger, (self._keys, self._values), strict=True):
+                new[: self.rows, :, end - held : end] = old[: self.rows, :, self.start : self.end]
+        self._keys, self._values = larger
+        self.start, self.end = end - held, end
 
-
-def _stacked(above: torch.Tensor, below: torch.Tensor, columns: int) -> torch.Tensor:
-    """Both right-aligned in one buffer. Empty columns are zeros: whatever a mask leaves out must still be finite."""
-    rows, heads, _, width = above.shape
-    out = above.new_zeros((rows + below.shape[0], heads, columns + SPARE_COLUMNS, width))
-    out[:rows, :, columns - above.shape[2] : columns] = above
-    out[rows:, :, columns - below.shape[2] : columns] = below
-    return out
-
-
-def _copied(buffer: torch.Tensor | None, rows: torch.Tensor, first: int, end: int) -> torch.Tensor:
-    assert buffer is not None
-    kept = buffer[rows, :, first:end]
-    out = kept.new_zeros((kept.shape[0], kept.shape[1], end - first + SPARE_COLUMNS, kept.shape[3]))
-    out[:, :, : end - first] = kept
-    return out
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._keys is not None and self._values is not None
+        self.keys = self._keys[: self.rows, :, self.start : self.end]
+        self.values = self._values[: self.rows, :, self.start : self.end]
+        return self.keys, self.values
 
 
 class RowCache(Cache):
@@ -100,13 +101,28 @@ class RowCache(Cache):
         """Tokens of the longest row."""
         return self.layers[0].columns if self.layers else 0
 
+    @torch.inference_mode()
     def join(self, other: "RowCache") -> None:
         """Add another cache's rows below these."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.join(theirs)
 
-    def keep(self, rows: Sequence[int], columns: int) -> None:
-        """Keep these rows (by index), of which the longest has `columns` tokens."""
-        index = torch.tensor(list(rows))
+    @torch.inference_mode()
+    def keep(self, staying: Sequence[int], columns: int) -> list[int]:
+        """Keep these rows (by index), of which the longest has `columns` tokens; the order that they stand in afterwards."""
+        order = _fill_holes(staying)
+        moves = [(to, source) for to, source in enumerate(order) if to != source]
         for layer in self.layers:
-            layer.keep(index, columns)
+            layer.keep(moves, len(order), columns)
+        return order
+
+
+def _fill_holes(staying: Sequence[int]) -> list[int]:
+    """The rows that stay, in an order that moves as few as possible: the last ones into the places of those that leave."""
+    count = len(staying)
+    order = {row: row for row in staying if row < count}
+    late = [row for row in staying if row >= count]
+    for place in range(count):
+        if place not in order:
+            order[place] = late.pop()
+    return [order[place] for place in range(count)]

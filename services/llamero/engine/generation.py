@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import randbits
 
-from llamero.engine.batch import LaneBatch, Row
-from llamero.engine.metrics import EngineMetrics
+from llamero.engine.batch import LaneBatch, Row, can_share_a_read
+from llamero.engine.metrics import BASE_LABEL, EngineMetrics
 from llamero.engine.requests import EngineError, ErrorKind, Event, Failed, Finished, GenerationRequest, TokenEvent
 from llamero.engine.runner import Lane, ModelRunner
 from llamero.engine.sampling import TokenChooser
@@ -97,6 +97,7 @@ class GenerationThread:
         self._idle = True
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         metrics.add_gauge("tgi_queue_size", "Requests waiting for a place in the batch.", lambda: len(self._waiting))
+        metrics.add_gauge("llamero_queue_size", "The same, for autoscaling.", lambda: len(self._waiting))
         metrics.add_gauge("tgi_batch_current_size", "Requests in the batch.", lambda: self.batch_size)
         metrics.add_gauge("tgi_batch_current_max_tokens", "Cells of the cache in use.", lambda: self.cached_tokens)
         metrics.add_gauge("llamero_adapters_loaded", "Adapters loaded.", lambda: len(self._runner.adapters))
@@ -148,6 +149,7 @@ class GenerationThread:
             self._beat = max(self._beat, self._clock())
             self._wake.notify()
         self._metrics.requests.add()
+        self._metrics.adapter_requests.add(adapter=request.adapter or BASE_LABEL)
         self._metrics.input_length.observe(len(request.prompt_ids))
         self._metrics.max_new_tokens.observe(request.max_new_tokens)
         return generation
@@ -249,6 +251,7 @@ class GenerationThread:
         if lane.alone is not None:
             self._lanes.pop(lane, None)
         self._runner.unload(name)
+        self._metrics.forget_adapter(name)
 
     def _drop_cancelled(self) -> None:
         for lane in self._lanes.values():
@@ -265,35 +268,56 @@ class GenerationThread:
     def _read_prompts(self) -> None:
         budget = PROMPT_TOKENS_PER_STEP
         while budget > 0:
-            lane = next((lane for lane in self._lanes.values() if lane.reading is not None), None) or self._admit()
-            if lane is None or lane.reading is None:
+            lane = next((lane for lane in self._lanes.values() if lane.reading), None) or self._admit(budget)
+            if lane is None or not lane.reading:
                 return
-            row = lane.reading
+            rows = lane.reading
             try:
-                budget -= lane.read_prompt(budget)
+                budget -= lane.read_prompts(budget)
                 self._metrics.steps.add(method="prefill")
             except Exception as error:
-                log.exception("a prompt could not be read")
-                lane.forget(row)
-                self._fail_rows([row], error)
+                log.exception("prompts could not be read")
+                lane.forget_reading()
+                self._fail_rows(rows, error)
 
-    def _admit(self) -> LaneBatch | None:
-        """Give the request that has waited longest a place in its lane."""
+    def _admit(self, budget_tokens: int) -> LaneBatch | None:
+        """Give the request that has waited longest a place in its lane, and those behind it whose prompts can be read with its own."""
+        taken: list[Generation] = []
+        lane: Lane | None = None
+        longest = total = 0
         with self._wake:
-            if not self._waiting or self.batch_size >= self._limits.max_batch:
-                return None
-            generation = self._waiting.popleft()
-            self._running[id(generation)] = generation
-        generation.started = self._clock()
-        try:
-            lane = self._runner.lane_of(generation.request.adapter)
-        except KeyError:
-            message = f"The adapter {generation.request.adapter} was unloaded before the request's turn came."
-            self._finish(generation, Failed(EngineError(ErrorKind.ADAPTER_NOT_FOUND, message)))
-            return self._admit()
+            room = self._limits.max_batch - self.batch_size
+            while self._waiting and len(taken) < room:
+                found = self._lane_of(self._waiting[0])
+                length = len(self._waiting[0].request.prompt_ids)
+                if found is None:
+                    self._refuse_unloaded(self._waiting.popleft())
+                    continue
+                longest, total = max(longest, length), total + length
+                is_mate = found == lane and can_share_a_read(longest, total, len(taken) + 1, budget_tokens)
+                if taken and not is_mate:
+                    break
+                lane = found
+                taken.append(self._waiting.popleft())
+                self._running[id(taken[-1])] = taken[-1]
+        if lane is None:
+            return None
+        now = self._clock()
+        for generation in taken:
+            generation.started = now
         batch = self._lanes.setdefault(lane, LaneBatch(self._runner, lane))
-        batch.begin(self._row_of(generation))
+        batch.begin([self._row_of(generation) for generation in taken])
         return batch
+
+    def _lane_of(self, generation: Generation) -> Lane | None:
+        try:
+            return self._runner.lane_of(generation.request.adapter)
+        except KeyError:
+            return None
+
+    def _refuse_unloaded(self, generation: Generation) -> None:
+        message = f"The adapter {generation.request.adapter} was unloaded before the request's turn came."
+        self._finish(generation, Failed(EngineError(ErrorKind.ADAPTER_NOT_FOUND, message)))
 
     def _row_of(self, generation: Generation) -> Row:
         request = generation.request
@@ -335,11 +359,14 @@ class GenerationThread:
         self._outbox.append((generation, event))
         if isinstance(event, Failed):
             self._metrics.failures.add(err=str(event.error.kind))
+            self._metrics.adapter_failures.add(adapter=generation.request.adapter or BASE_LABEL)
             return
         if not isinstance(event, Finished) or generation.started is None:
             return
         now = self._clock()
         self._metrics.successes.add()
+        self._metrics.adapter_successes.add(adapter=generation.request.adapter or BASE_LABEL)
+        self._metrics.adapter_tokens.add(event.tokens, adapter=generation.request.adapter or BASE_LABEL)
         self._metrics.duration.observe(now - generation.created)
         self._metrics.queue_duration.observe(generation.started - generation.created)
         self._metrics.inference_duration.observe(now - generation.started)

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
+BASE_LABEL = ""
+"""The label `adapter` of requests to the base alone."""
+
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -27,6 +30,12 @@ class Counter:
         key = tuple(sorted(labels.items()))
         with self._lock:
             self._values[key] = self._values.get(key, 0) + amount
+
+    def forget(self, **labels: str) -> None:
+        """Drop what is counted under labels that won't come again."""
+        gone = set(labels.items())
+        with self._lock:
+            self._values = {k: v for k, v in self._values.items() if not gone <= set(k)}
 
     def lines(self) -> list[str]:
         with self._lock:
@@ -106,6 +115,10 @@ class EngineMetrics:
         self.cancelled = Counter("llamero_request_cancelled", "Requests whose caller went away.")
         self.steps = Counter("tgi_batch_inference_count", "Forward passes, by method (prefill, decode).")
         self.tokens = Counter("llamero_generated_tokens", "Tokens generated.")
+        self.adapter_requests = Counter("llamero_adapter_requests", "Requests that came in, by adapter.")
+        self.adapter_successes = Counter("llamero_adapter_successes", "Requests that were answered, by adapter.")
+        self.adapter_failures = Counter("llamero_adapter_failures", "Requests that were not answered, by adapter.")
+        self.adapter_tokens = Counter("llamero_adapter_generated_tokens", "Tokens of answers, by adapter.")
         self.duration = Histogram("tgi_request_duration", "Seconds from arrival to the last token.", SECONDS)
         self.queue_duration = Histogram("tgi_request_queue_duration", "Seconds in the queue.", SECONDS)
         self.inference_duration = Histogram("tgi_request_inference_duration", "Seconds of inference.", SECONDS)
@@ -117,6 +130,11 @@ class EngineMetrics:
         self.generated_tokens = Histogram("tgi_request_generated_tokens", "Tokens of the answer.", TOKENS)
         self.max_new_tokens = Histogram("tgi_request_max_new_tokens", "Tokens asked for at most.", TOKENS)
         self.gauges: list[Gauge] = []
+
+    def forget_adapter(self, adapter: str) -> None:
+        """Tell of an adapter no longer: its name is never used again."""
+        for counter in (self.adapter_requests, self.adapter_successes, self.adapter_failures, self.adapter_tokens):
+            counter.forget(adapter=adapter)
 
     def add_gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a number that is read from the engine's state."""

@@ -5,8 +5,7 @@ the adapters in every layer, by two batched products over all rows. What PEFT ca
 tokens, embeddings) is left to PEFT, in a batch of its own.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +15,9 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 
-GATHERED_BYTES = 256 << 20  # above this the rows' matrices are not copied together, and adapters are looped over
-REMEMBERED_PLANS = 64
+STACKED_BYTES = 256 << 20  # above this the rows' matrices are not laid together, and adapters are looped over
+
+Names = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -29,58 +29,110 @@ class _Update:
     b: torch.Tensor | None = None
 
 
-class MixPlan:
-    """The adapter of each row of a batch, and what each layer adds for it (worked out at its first use)."""
+Plan = dict[int, _Update]
+"""What each layer adds, by its id; layers that add nothing are not in it."""
 
-    def __init__(self, adapters: tuple[str | None, ...]) -> None:
-        self.adapters = adapters
-        self._updates: dict[int, _Update | None] = {}
-        self._gathered = 0
 
-    def update_of(self, layer: Any) -> _Update | None:
-        key = id(layer)
-        if key not in self._updates:
-            self._updates[key] = self._build(layer)
-        return self._updates[key]
+class RowStacks:
+    """Each LoRA layer's matrices laid together by row. A row is written again only when another adapter takes its place."""
 
-    def _build(self, layer: Any) -> _Update | None:
-        rows_of: dict[str, list[int]] = {}
-        for row, name in enumerate(self.adapters):
-            if name is not None and name in layer.lora_A:
-                rows_of.setdefault(name, []).append(row)
-        if not rows_of:
-            return None
-        if len(rows_of) == 1 and len(next(iter(rows_of.values()))) == len(self.adapters):
-            return _Update(groups=((None, *_matrices(layer, next(iter(rows_of)))),))
-        size = self._stacked_bytes(layer, rows_of)
-        if self._gathered + size > GATHERED_BYTES:
-            groups = tuple((torch.tensor(rows), *_matrices(layer, name)) for name, rows in rows_of.items())
-            return _Update(groups=groups)
-        self._gathered += size
-        return _stack(layer, rows_of, len(self.adapters))
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = layers
+        self._names: list[str | None] = []  # whose matrices lie in which row
+        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._planned: Names | None = None
+        self._plan: Plan = {}
 
-    def _stacked_bytes(self, layer: Any, rows_of: dict[str, list[int]]) -> int:
-        first = layer.lora_A[next(iter(rows_of))].weight
-        rank = max(layer.lora_A[name].weight.shape[0] for name in rows_of)
-        out = layer.lora_B[next(iter(rows_of))].weight.shape[0]
-        return int(len(self.adapters) * rank * (first.shape[1] + out) * first.element_size())
+    def plan(self, names: Names) -> Plan:
+        """What each layer adds where row i of a batch goes through adapter i (None: the base)."""
+        if names != self._planned:
+            self._plan, self._planned = self._build(names), names
+        return self._plan
+
+    def _build(self, names: Names) -> Plan:
+        found = {name for name in names if name is not None}
+        if not found:
+            return {}
+        if len(found) == 1 and None not in names:
+            name = next(iter(found))
+            return {
+                id(layer): _Update(groups=((None, *_matrices(layer, name)),))
+                for layer in self._layers
+                if name in layer.lora_A
+            }
+        if self._row_bytes(found) * len(names) > STACKED_BYTES:
+            return {id(layer): update for layer in self._layers if (update := _loop(layer, names)) is not None}
+        self._make_room(len(names))
+        self._write([row for row, name in enumerate(names) if self._names[row] != name], names)
+        plan: Plan = {}
+        for layer in self._layers:
+            if any(name in layer.lora_A for name in found):
+                a, b = self._buffers[id(layer)]
+                plan[id(layer)] = _Update(a=a[: len(names)], b=b[: len(names)])
+        return plan
+
+    def _row_bytes(self, names: Iterable[str]) -> int:
+        return sum(_shape(layer).row_bytes for layer in self._layers if any(name in layer.lora_A for name in names))
+
+    def _make_room(self, rows: int) -> None:
+        if rows <= len(self._names):
+            return
+        self._names = [None] * rows  # zeros: the base
+        self._buffers = {}
+        for layer in self._layers:
+            shape = _shape(layer)
+            a = torch.zeros((rows, shape.width_in, shape.rank), dtype=shape.dtype)
+            b = torch.zeros((rows, shape.rank, shape.width_out), dtype=shape.dtype)
+            self._buffers[id(layer)] = (a, b)
+
+    def _write(self, rows: Sequence[int], names: Names) -> None:
+        for layer in self._layers:
+            a, b = self._buffers[id(layer)]
+            for row in rows:
+                name, before = names[row], self._names[row]
+                if name is not None and name in layer.lora_A:
+                    own_a, own_b, scaling = _matrices(layer, name)
+                    rank = own_a.shape[1]
+                    a[row, :, :rank] = own_a
+                    torch.mul(own_b, scaling, out=b[row, :rank])
+                    b[row, rank:] = 0
+                elif before is not None and before in layer.lora_A:
+                    b[row] = 0
+        for row in rows:
+            self._names[row] = names[row]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The largest matrices that adapters have on a layer."""
+
+    width_in: int
+    rank: int
+    width_out: int
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return self.rank * (self.width_in + self.width_out) * self.dtype.itemsize
+
+
+def _shape(layer: Any) -> _Shape:
+    weights = [module.weight for module in layer.lora_A.values()]
+    some_b = next(iter(layer.lora_B.values())).weight
+    return _Shape(weights[0].shape[1], max(w.shape[0] for w in weights), some_b.shape[0], weights[0].dtype)
 
 
 def _matrices(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
     return layer.lora_A[name].weight.T, layer.lora_B[name].weight.T, float(layer.scaling[name])
 
 
-def _stack(layer: Any, rows_of: dict[str, list[int]], rows: int) -> _Update:
-    some_a, some_b, _ = _matrices(layer, next(iter(rows_of)))
-    rank = max(layer.lora_A[name].weight.shape[0] for name in rows_of)
-    a = some_a.new_zeros((rows, some_a.shape[0], rank))
-    b = some_b.new_zeros((rows, rank, some_b.shape[1]))
-    for name, own_rows in rows_of.items():
-        own_a, own_b, scaling = _matrices(layer, name)
-        index = torch.tensor(own_rows)
-        a[index, :, : own_a.shape[1]] = own_a
-        b[index, : own_b.shape[0]] = own_b * scaling
-    return _Update(a=a, b=b)
+def _loop(layer: Any, names: Names) -> _Update | None:
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if name is not None and name in layer.lora_A:
+            rows_of.setdefault(name, []).append(row)
+    groups = tuple((torch.tensor(rows), *_matrices(layer, name)) for name, rows in rows_of.items())
+    return _Update(groups=groups) if groups else None
 
 
 class AdapterMixer:
@@ -88,30 +140,26 @@ class AdapterMixer:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
-        self._plan: MixPlan | None = None
-        self._plans: OrderedDict[tuple[str | None, ...], MixPlan] = OrderedDict()
+        self._plan: Plan | None = None
+        self._reading = RowStacks([])
+        self._writing = RowStacks([])
 
     def adopt_layers(self) -> None:
         """Take over layers that an adapter has newly wrapped; forget what was worked out for the old set of adapters."""
-        self._plans.clear()
+        layers = []
         for module in self._model.modules():
             is_ours = isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
             if is_ours and "forward" not in module.__dict__:
                 module.forward = partial(self._forward, module, module.forward)
             if isinstance(module, TrainableTokensWrapper) and "adapter_state_dict_load_map" not in module.__dict__:
                 module.adapter_state_dict_load_map = partial(_own_map, module, module.adapter_state_dict_load_map)
+            if isinstance(module, LoraLayer) and module.lora_A and _is_linear(module):
+                layers.append(module)
+        self._reading, self._writing = RowStacks(layers), RowStacks(layers)
 
-    def mix(self, adapters: Sequence[str | None]) -> None:
-        """From now on row i of a batch goes through adapter i (None: the base)."""
-        names = tuple(adapters)
-        plan = self._plans.get(names)
-        if plan is None:
-            plan = self._plans[names] = MixPlan(names)
-            while len(self._plans) > REMEMBERED_PLANS:
-                self._plans.popitem(last=False)
-            _forget_stacks(self._plans, plan)
-        self._plans.move_to_end(names)
-        self._plan = plan
+    def mix(self, adapters: Sequence[str | None], is_reading: bool) -> None:
+        """From now on row i of a batch goes through adapter i (None: the base). Prompts and answers keep stacks of their own."""
+        self._plan = (self._reading if is_reading else self._writing).plan(tuple(adapters))
 
     def leave_to_peft(self) -> None:
         """From now on batches go through PEFT's active adapter."""
@@ -139,18 +187,30 @@ class AdapterMixer:
         if isinstance(layer, AuxiliaryTrainingWrapper):
             return layer._forward_wrapped_passthrough(x, *args, **kwargs)
         result = layer.base_layer(x, *args, **kwargs)
-        update = plan.update_of(layer) if isinstance(layer, LoraLayer) else None
+        update = plan.get(id(layer))
         return result if update is None else _add(update, x, result)
 
 
 def _add(update: _Update, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """`result` [rows, new, out], which is the layer's own and may be written to, and the update of x [rows, new, in]."""
     if update.a is not None and update.b is not None:
-        return result + torch.bmm(torch.bmm(x.to(update.a.dtype), update.a), update.b).to(result.dtype)
+        hidden = torch.bmm(x.to(update.a.dtype), update.a)
+        if result.dtype == update.b.dtype:
+            return result.baddbmm_(hidden, update.b)
+        return result + torch.bmm(hidden, update.b).to(result.dtype)
     for rows, a, b, scaling in update.groups:
+        if rows is None and result.dtype == b.dtype:
+            hidden = x.reshape(-1, x.shape[-1]) @ a
+            result = result.view(-1, result.shape[-1]).addmm_(hidden, b, alpha=scaling).view(result.shape)
+            continue
         part = x if rows is None else x[rows]
         change = (((part.to(a.dtype) @ a) * scaling) @ b).to(result.dtype)
         result = result + change if rows is None else result.index_add(0, rows, change)
     return result
+
+
+def _is_linear(layer: Any) -> bool:
+    return all(isinstance(matrix, torch.nn.Linear) for matrix in layer.lora_A.values())
 
 
 def _own_map(module: Any, original: Any, name: str) -> dict[str, str]:
@@ -160,9 +220,3 @@ def _own_map(module: Any, original: Any, name: str) -> dict[str, str]:
 
 def _holds(module: Any, name: str) -> bool:
     return any(name in getattr(module, attribute) for attribute in module.adapter_layer_names)
-
-
-def _forget_stacks(plans: OrderedDict[tuple[str | None, ...], MixPlan], current: MixPlan) -> None:
-    """Only one-row plans are kept beside the current one: they hold no copies, the others do."""
-    for names in [n for n, plan in plans.items() if len(n) > 1 and plan is not current]:
-        del plans[names]

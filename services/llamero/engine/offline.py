@@ -37,9 +37,9 @@ def answer_all(runner: ModelRunner, requests: Sequence[GenerationRequest], rows:
         for start in range(0, len(members), rows):
             batch = LaneBatch(runner, lane)
             for index in members[start : start + rows]:
-                batch.begin(_row_of(requests[index], events[index]))
-                while batch.reading is not None:
-                    batch.read_prompt(PIECE_TOKENS)
+                batch.begin([_row_of(requests[index], events[index])])
+                while batch.reading:
+                    batch.read_prompts(PIECE_TOKENS)
             while batch.rows:
                 batch.step()
     return [_gather(found) for found in events]

@@ -101,20 +101,24 @@ class ModelRunner:
         ids: torch.Tensor,
         lengths: list[int],
         cache: RowCache,
+        counts: list[int] | None = None,
         all_logits: bool = False,
     ) -> torch.Tensor:
         """Logits in fp32 for new tokens `ids` [rows, new], [rows, vocabulary] for the last or [rows, new, vocabulary] for all.
 
-        `lengths` are the rows' tokens in the cache before the call; rows are aligned at the right.
+        `lengths` are the rows' tokens in the cache before the call; rows are aligned at the right. `counts`: of a row's new tokens the last
+        so many are its own (by default all), those before them are padding.
         """
-        self._choose(lane, adapters)
         new = ids.shape[1]
-        before = torch.tensor(lengths)
-        positions = before[:, None] + torch.arange(new)
+        self._choose(lane, adapters, is_reading=new > 1)
+        total = [length + (new if counts is None else counts[i]) for i, length in enumerate(lengths)]
+        ends = torch.tensor(total)
+        positions = ends[:, None] + torch.arange(-new, 0)
         mask = None
-        if len(set(lengths)) > 1:
+        if len(set(total)) > 1 or (counts is not None and min(counts) < new):
             columns = cache.columns + new
-            mask = (torch.arange(columns) >= (columns - new - before)[:, None]).long()
+            mask = (torch.arange(columns) >= (columns - ends)[:, None]).long()
+            positions = positions.clamp(min=0)
         output = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -128,11 +132,11 @@ class ModelRunner:
         logits = output.logits[..., :vocabulary].float()
         return logits if all_logits else logits[:, -1]
 
-    def _choose(self, lane: Lane, adapters: list[str | None]) -> None:
+    def _choose(self, lane: Lane, adapters: list[str | None], is_reading: bool) -> None:
         if self._peft is None:
             return
         if lane.alone is None:
-            self._mixer.mix([None if a is None else self._internal[a] for a in adapters])
+            self._mixer.mix([None if a is None else self._internal[a] for a in adapters], is_reading)
             return
         internal = self._internal[lane.alone]
         self._mixer.leave_to_peft()

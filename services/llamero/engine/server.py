@@ -16,10 +16,11 @@ from llamero.engine.generation import GenerationLimits, GenerationThread
 from llamero.engine.guard import foreign_reason
 from llamero.engine.metrics import EngineMetrics
 from llamero.engine.openai_routes import add_openai_routes
+from llamero.engine.packing import pack_linears
 from llamero.engine.requests import EngineError
 from llamero.engine.runner import ModelRunner
 from llamero.engine.service import EngineInfo, EngineService
-from llamero.engine.settings import MAX_BODY_BYTES, EngineSettings, choose_threads, choose_window
+from llamero.engine.settings import MAX_BODY_BYTES, EngineSettings, choose_packing, choose_threads, choose_window
 from llamero.engine.tgi_routes import SERVICE, add_tgi_routes
 from llamero.model.loading import dequantize_base, load_base
 
@@ -45,6 +46,8 @@ def build_service(settings: EngineSettings) -> EngineService:
     parameters = sum(p.numel() for p in model.parameters())
     threads = choose_threads(parameters, settings.threads)
     torch.set_num_threads(threads)
+    if choose_packing(parameters, settings.packed_weights):
+        pack_linears(model)
     window = choose_window(
         getattr(model.config.get_text_config(), "max_position_embeddings", None), settings.max_total_tokens
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 ONE_THREAD_PARAMETERS = 150_000_000  # below this the hand-over between threads costs more than a second core gives
 DEFAULT_WINDOW_TOKENS = 4096
+PACKED_PARAMETERS = 400_000_000  # the second copy of larger weights would take more than 1.6 GB in float32
 MAX_BODY_BYTES = 4 << 20
 DRAIN_SECONDS = 1.5
 
@@ -29,6 +30,7 @@ class EngineSettings:
     port: int
     port_file: Path | None
     drain_seconds: float
+    packed_weights: Literal["auto", "always", "never"] = "auto"
 
 
 def parse_settings(arguments: list[str]) -> EngineSettings:
@@ -72,6 +74,13 @@ def parse_settings(arguments: list[str]) -> EngineSettings:
     parser.add_argument(
         "--drain-seconds", type=float, default=DRAIN_SECONDS, help="Seconds that running answers have after SIGTERM."
     )
+    parser.add_argument(
+        "--packed-weights",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="Keep a second copy of the weights, laid out for small batches, which doubles the base's memory and speeds answers up; "
+        f"auto: for bases of up to {PACKED_PARAMETERS // 1_000_000} million parameters.",
+    )
     told = parser.parse_args(arguments)
     return EngineSettings(
         base=told.base,
@@ -87,6 +96,7 @@ def parse_settings(arguments: list[str]) -> EngineSettings:
         port=told.port,
         port_file=told.port_file,
         drain_seconds=told.drain_seconds,
+        packed_weights=told.packed_weights,
     )
 
 
@@ -109,6 +119,11 @@ def choose_threads(parameters: int, asked: int | None) -> int:
     if asked is not None:
         return asked
     return 1 if parameters < ONE_THREAD_PARAMETERS else len(os.sched_getaffinity(0))
+
+
+def choose_packing(parameters: int, asked: Literal["auto", "always", "never"]) -> bool:
+    """Whether a model of that many parameters gets a second, packed copy of its weights."""
+    return asked == "always" or (asked == "auto" and parameters <= PACKED_PARAMETERS)
 
 
 def choose_window(model_window: int | None, asked: int | None) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,85 @@ async def test_prompt_log_probabilities_are_the_models_own(
     assert isinstance(before_last, TokenEvent)
     scores = {s.id: s.log_prob for s in before_last.top}
     assert first.prompt[-1].log_prob == pytest.approx(scores[prompt[-1]], abs=1e-4)
+
+
+async def test_prompt_log_probabilities_are_each_adapters_own_in_a_mixed_batch(
+    thread: GenerationThread, tokenizer: Any, random_base: Path, adapters: dict[str, Path]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    names: list[str | None] = [None, "plain-a", "plain-b", "narrow", "dora", "head"]
+    jobs = [(name, prompt) for prompt in make_prompts(14)[1:6] for name in names]
+    mates = [asyncio.create_task(answer(thread, ask(tokenizer, "plain-b", p, 60))) for p in make_prompts(15)]
+
+    async def score(name: str | None, prompt: list[int]) -> list[float | None]:
+        first = await thread.submit(ask(tokenizer, name, prompt, 1, prompt_log_probs=True)).next_event()
+        assert isinstance(first, TokenEvent)
+        assert [s.id for s in first.prompt] == prompt
+        return [s.log_prob for s in first.prompt]
+
+    found = await asyncio.gather(*(score(*job) for job in jobs))
+    await asyncio.gather(*mates)
+    for name in names:
+        model = AutoModelForCausalLM.from_pretrained(random_base, dtype=torch.float32).eval()
+        if name is not None:
+            model = PeftModel.from_pretrained(model, adapters[name]).eval()
+        for (asked, prompt), scores in zip(jobs, found, strict=True):
+            if asked != name:
+                continue
+            ids = torch.tensor([prompt])
+            with torch.inference_mode():
+                log_probs = model(ids).logits[0].log_softmax(-1)
+            assert scores[0] is None
+            assert scores[1:] == pytest.approx(log_probs[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist(), abs=1e-3)
+
+
+async def test_prompts_that_wait_together_are_read_together_and_answered_as_alone(
+    runner: ModelRunner, tokenizer: Any, alone: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+    forward = runner.forward
+    monkeypatch.setattr(runner, "forward", lambda *a, **k: widths.append(len(a[1])) or forward(*a, **k))
+    thread = GenerationThread(runner, GenerationLimits(max_batch=16, max_queue=100), EngineMetrics())
+    source = random.Random(21)
+    lengths = [9, 12, 10, 18, 11, 17, 40, 44]
+    jobs = [
+        ([None, "plain-a", "plain-b"][n % 3], [source.randrange(4, 384) for _ in range(size)])
+        for n, size in enumerate(lengths)
+    ]
+    gate = threading.Event()
+    thread.start()
+
+    def hold() -> None:
+        assert gate.wait(30)
+
+    held = thread._command(hold)
+    asked = [thread.submit(ask(tokenizer, adapter, prompt, n + 1)) for n, (adapter, prompt) in enumerate(jobs)]
+    gate.set()
+    await asyncio.wrap_future(held)
+    found = [[e.score.id async for e in g.events() if isinstance(e, TokenEvent)] for g in asked]
+    assert found == [alone(adapter, prompt, n + 1) for n, (adapter, prompt) in enumerate(jobs)]
+    assert widths[0] == 6, "prompts of like length are read in one go"
+    assert all(torch.isfinite(layer.keys).all() for lane in thread._lanes.values() for layer in lane._cache.layers)
+    thread.stop()
+
+
+def test_as_few_rows_as_possible_move_when_others_leave() -> None:
+    from llamero.engine.cache import _fill_holes
+
+    assert _fill_holes([0, 1, 2, 3]) == [0, 1, 2, 3]
+    assert _fill_holes([1, 2, 3]) == [3, 1, 2]
+    assert _fill_holes([0, 3]) == [0, 3]
+    assert _fill_holes([2]) == [2]
+
+
+def test_a_prompt_is_read_with_others_only_where_little_of_it_is_padding() -> None:
+    from llamero.engine.batch import can_share_a_read
+
+    assert can_share_a_read(longest=40, total=100, count=4, budget_tokens=512)
+    assert not can_share_a_read(longest=100, total=140, count=4, budget_tokens=512)
+    assert not can_share_a_read(longest=300, total=590, count=2, budget_tokens=512)
 
 
 async def test_a_stop_string_ends_the_answer_before_it(thread: GenerationThread, tokenizer: Any) -> None:

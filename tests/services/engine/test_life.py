@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+CHAT = {"model": "tgi", "messages": [{"role": "user", "content": "Hello?"}]}
 LONG: dict[str, Any] = {
     "inputs": "Apache License " * 4,
     "parameters": {"max_new_tokens": 420, "seed": 3, "temperature": 0.7},
@@ -22,6 +23,12 @@ async def read_metrics(client: aiohttp.ClientSession) -> dict[str, float]:
     async with client.get("/metrics") as response:
         lines = (await response.text()).splitlines()
     return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+async def read_status(client: aiohttp.ClientSession, method: str, path: str, body: Any = None) -> int:
+    async with client.request(method, path, json=body) as response:
+        await response.read()
+        return response.status
 
 
 async def until_idle(client: aiohttp.ClientSession, seconds: float = 5) -> float:
@@ -116,6 +123,52 @@ async def test_adapters_load_and_unload_while_others_stream(
     assert await stream("plain-a") == alone("plain-a", ids, 60)
 
 
+async def test_sixteen_streams_answer_as_alone_while_adapters_come_and_go(
+    client: aiohttp.ClientSession, adapters: dict[str, Path], alone: Any, tokenizer: Any
+) -> None:
+    prompts = ["Apache", "The Licensor grants", "a", "Notwithstanding the above, nothing herein", "You may"]
+    names = [None, "plain-a", "plain-b", "narrow"]
+    asked = [(names[n % 4], prompts[n % 5]) for n in range(16)]
+
+    async def stream(adapter: str | None, prompt: str) -> list[int]:
+        parameters = {"max_new_tokens": 120} | ({"adapter_id": adapter} if adapter else {})
+        async with client.post("/generate_stream", json={"inputs": prompt, "parameters": parameters}) as response:
+            raw = (await response.read()).decode()
+        return [json.loads(e[5:])["token"]["id"] for e in raw.split("\n\n") if e]
+
+    running = [asyncio.create_task(stream(*one)) for one in asked]
+    rounds = 0
+    while not all(task.done() for task in running) or not rounds:
+        for source in ("plain-b", "dora", "head"):
+            body = {"lora_name": f"passing-{source}-{rounds}", "lora_path": str(adapters[source])}
+            assert await read_status(client, "POST", "/v1/load_lora_adapter", body) == 200
+        for source in ("plain-b", "dora", "head"):
+            body = {"lora_name": f"passing-{source}-{rounds}"}
+            assert await read_status(client, "POST", "/v1/unload_lora_adapter", body) == 200
+        rounds += 1
+    answers = await asyncio.gather(*running)
+    expected = [alone(adapter, tokenizer(prompt)["input_ids"], 120) for adapter, prompt in asked]
+    assert answers == expected
+    assert len({tuple(a) for a in answers}) > 10, "the adapters must answer differently for this to prove anything"
+
+
+async def test_requests_are_counted_by_adapter_until_it_is_unloaded(
+    client: aiohttp.ClientSession, adapters: dict[str, Path]
+) -> None:
+    name = "counted-r1-0123abcd"
+    body = {"lora_name": name, "lora_path": str(adapters["plain-a"])}
+    assert await read_status(client, "POST", "/v1/load_lora_adapter", body) == 200
+    asked = {"inputs": "a", "parameters": {"adapter_id": name, "max_new_tokens": 7}}
+    for _ in range(3):
+        assert await read_status(client, "POST", "/generate", asked) == 200
+    told = await read_metrics(client)
+    assert told[f'llamero_adapter_requests{{adapter="{name}"}}'] == 3
+    assert told[f'llamero_adapter_successes{{adapter="{name}"}}'] == 3
+    assert told[f'llamero_adapter_generated_tokens{{adapter="{name}"}}'] <= 21
+    assert await read_status(client, "POST", "/v1/unload_lora_adapter", {"lora_name": name}) == 200
+    assert not [line for line in await read_metrics(client) if name in line]
+
+
 async def test_a_bad_adapter_is_refused_with_a_sentence_and_harms_nothing(
     client: aiohttp.ClientSession, adapters: dict[str, Path], tmp_path: Path, alone: Any, tokenizer: Any
 ) -> None:
@@ -127,12 +180,16 @@ async def test_a_bad_adapter_is_refused_with_a_sentence_and_harms_nothing(
     shutil.copytree(adapters["plain-a"], wrong_rank)
     config = json.loads((wrong_rank / "adapter_config.json").read_text())
     (wrong_rank / "adapter_config.json").write_text(json.dumps({**config, "r": 64}))
+    loaded = (await read_metrics(client))["llamero_adapters_loaded"]
     for folder, word in [(corrupt, "corrupt"), (wrong_rank, "wrong-rank"), (tmp_path / "absent", "absent")]:
         body = {"lora_name": "bad", "lora_path": str(folder)}
         async with client.post("/v1/load_lora_adapter", json=body) as response:
             told = await response.json()
         assert (response.status, told["error_type"]) == (400, "adapter_refused"), told
         assert word in told["error"]
+    assert (await read_metrics(client))["llamero_adapters_loaded"] == loaded
+    async with client.get("/v1/models") as response:
+        assert "bad" not in [m["id"] for m in (await response.json())["data"]]
     for name, word in [("plain-a", "loaded already"), ("tgi", "base")]:
         body = {"lora_name": name, "lora_path": str(adapters["plain-a"])}
         async with client.post("/v1/load_lora_adapter", json=body) as response:
@@ -161,17 +218,21 @@ async def test_past_its_queue_the_engine_answers_429(launch_engine: Any) -> None
 
 
 async def test_sigterm_lets_running_answers_end_and_takes_no_more(launch_engine: Any) -> None:
-    engine = launch_engine("--drain-seconds", "20", names=("plain-a",))
+    engine = launch_engine("--drain-seconds", "60", "--max-batch", "1", names=("plain-a",))
     async with aiohttp.ClientSession(engine.url) as client:
-        streams = [await start_stream(client, "plain-a", seed) for seed in range(6)]
+        # One at a time, so that the engine drains for as long as it takes to be asked.
+        running = await start_stream(client, "plain-a", 0)
+        waiting = [asyncio.create_task(start_stream(client, "plain-a", seed)) for seed in range(1, 6)]
+        while (await read_metrics(client))["llamero_queue_size"] < 5:
+            await asyncio.sleep(0.01)
         engine.process.terminate()
-        await asyncio.sleep(0.05)
-        refused = None
-        if not all(s.content.at_eof() for s in streams):
-            async with client.post("/generate", json={"inputs": "a"}) as response:
-                refused = response.status
+        while (health := await read_status(client, "GET", "/health")) == 200:
+            await asyncio.sleep(0.005)
+        assert health == 503
+        assert await read_status(client, "POST", "/generate", {"inputs": "a"}) == 503
+        assert await read_status(client, "POST", "/v1/chat/completions", CHAT) == 503
+        streams = [running, *await asyncio.gather(*waiting)]
         texts = [(await stream.read()).decode() for stream in streams]
-    assert refused in (None, 503)
     assert all('"generated_text":"' in text for text in texts)
     assert await asyncio.to_thread(engine.stop) == 0
 
