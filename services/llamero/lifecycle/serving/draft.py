@@ -82,11 +82,16 @@ class ServerDraft:
 
     def amend(self, adapter: AdapterView, **changes: Any) -> None:
         """Change the Adapter's status."""
-        self.verdicts[adapter.name] = self.status_of(adapter).model_copy(update=changes)
+        status = self.status_of(adapter)
+        if any(getattr(status, k) != v for k, v in changes.items()):
+            self.verdicts[adapter.name] = status.model_copy(update=changes)
 
     def tell(self, adapter: AdapterView, kind: ConditionType, truth: str, reason: str, message: str = "") -> None:
         """Set a condition of the Adapter; the time of its transition stays where its status does."""
         status = self.status_of(adapter)
+        before = status.condition(kind)
+        if before is not None and (before.status, before.reason, before.message) == (truth, reason, message):
+            return
         condition = write_condition(status.conditions, kind, truth, reason, message, self.now)
         rest = [c for c in status.conditions if c.type != kind]
         order = [ConditionType.VERIFIED, ConditionType.SERVING, ConditionType.ROLLED_BACK]

@@ -400,6 +400,9 @@ class Cluster:
         return AgentReport(pod=pod.name, started_at=START, serial=serial, engine_ready=pod.up, adapters=loaded)
 
     def _send(self, chat: Chat, seconds: float) -> None:
+        """Counts are kept for the steps in its routes."""
+        steps = {(r.model, r.step) for r in chat.routes.routes}
+        chat.counts = {key: counts for key, counts in chat.counts.items() if key[:2] in steps}
         for route in chat.routes.routes:
             for target in route.targets:
                 self._count(chat, route.model, route.step, target, int(self.traffic * seconds))

@@ -32,6 +32,7 @@ class Watcher:
         self.look_at_routes(cluster, decision)
         self.look_at_wanted(cluster, decision)
         self.look_at_verdicts(cluster, decision)
+        self.look_at_names(cluster, decision)
         assert len(json.dumps(decision.status.to_json_dict())) <= MAX_STATUS_BYTES
         assert decision.wake_after is not None and 0 <= decision.wake_after <= cluster.limits.poll_seconds
 
@@ -86,6 +87,24 @@ class Watcher:
             if found is not None and found.status == "True" and adapter.name not in self.forgiven:
                 stable = {n.adapter for n in decision.status.models}
                 assert adapter.served_id not in routed or adapter.name in stable, "it was rolled back"
+
+    def look_at_names(self, cluster: Cluster, decision: ServerDecision) -> None:
+        """Whoever serves a name goes on, or another does; and answers it wherever a pod can."""
+        entries = {e.name: e for e in cluster.server.spec.models} if cluster.server is not None else {}
+        now = {n.name: n for n in decision.status.models}
+        routes = {r.model: r for r in decision.routes.routes}
+        for old in cluster.status.models:
+            adapter, entry = cluster.adapters.get(old.adapter or ""), entries.get(old.name)
+            if adapter is None or (entry is not None and adapter.name in entry.rollback):
+                continue
+            new = now[old.name]
+            assert new.adapter is not None or (entry is not None and entry.base), "who serves does not vanish"
+            served = cluster.adapters[new.adapter] if new.adapter is not None else None
+            able = [b for b in decision.routes.backends if served is None or served.served_id in b.adapters]
+            assert not able or routes[old.name].targets, "who can answer is asked"
+            if able and not new.weight:
+                expected = [(served.served_id if served is not None else None, 100)]
+                assert [(t.adapter, t.weight) for t in routes[old.name].targets] == expected
 
     def after(self, cluster: Cluster) -> None:
         routed = {t.adapter for r in cluster.routed.routes for t in r.targets}
@@ -253,7 +272,7 @@ class Walk:
             after = (self.cluster.status, self.cluster.routed, self.cluster.wanted, dict(self.cluster.adapters))
             quiet = quiet + 1 if before == after else 0
             self.cluster.tick()
-            if quiet > 120 and not any(n.canary for n in self.cluster.status.models):
+            if quiet > 60 and not any(n.canary for n in self.cluster.status.models):
                 return
         raise AssertionError(f"it does not come to rest: {self.cluster.status}")
 
@@ -284,11 +303,11 @@ class Walk:
 
 
 @pytest.mark.parametrize("engine", ["cpu", "vllm", "tgi"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_certain_things_hold_and_it_comes_to_rest(seed: int, engine: str) -> None:
     walk = Walk(seed, engine)
     walk.publish()
-    for _ in range(400):
+    for _ in range(300):
         walk.step()
     walk.come_to_rest()
     walk.check_rest()
@@ -298,7 +317,7 @@ def test_a_deleted_server_goes_within_its_bound_whatever_chat_services_do() -> N
     for seed in range(4):
         walk = Walk(seed, "cpu")
         walk.publish()
-        for _ in range(200):
+        for _ in range(100):
             walk.step()
         walk.cluster.deleting = True
         walk.silence_chats()
