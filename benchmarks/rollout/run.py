@@ -85,9 +85,9 @@ def find_marks(rows: Sequence[Row]) -> dict[str, Any]:
     others = [r for r in rows if r.story != KILLED]
     killed = [r for r in rows if r.story == KILLED]
     return {
-        "failed requests, no pod killed": mark(sum(r.tally.failed for r in others), 0),
-        "answers by a wrong adapter": mark(sum(r.tally.wrong for r in rows), 0),
-        "failed besides the killed pod's streams": mark(sum(r.unexplained for r in killed), 0),
+        "failed_requests_with_no_pod_killed": mark(sum(r.tally.failed for r in others), 0),
+        "answers_by_a_wrong_adapter": mark(sum(r.tally.wrong for r in rows), 0),
+        "failed_besides_the_killed_pods_streams": mark(sum(r.unexplained for r in killed), 0),
     }
 
 

@@ -286,6 +286,42 @@ def drain_node(stage: Stage) -> Row:
     )
 
 
+def restart_operator(stage: Stage, word: str = "fjord") -> Row:
+    """(g) The operator is killed while a canary has half the callers, and started again: the rollout goes on where it was."""
+    stage.settle()
+    world, began = stage.world, time.monotonic()
+    old, new = stage.serving, f"{stage.engine}-{word}"
+    stage.timeline.allow(MODEL, word, began)
+    world.publish(stage.tiny.adapter(word), new, MODEL, SERVER)
+    world.wait_taken_in(SERVER, MODEL, 2)
+    world.stack.operator.kill()
+    stage.dwell()
+    killed = time.monotonic()
+    world.stack.operator.start()
+    done = world.wait_served(SERVER, MODEL, new)
+    stage.timeline.forbid(MODEL, stage.word(old), done)
+    stage.serving = new
+    stage.dwell()
+    return stage.row("the operator killed in a rollout", began, seconds={"started again to all callers": done - killed})
+
+
+def delete_serving(stage: Stage, back_to: str) -> Row:
+    """(h) The Adapter that serves is deleted: the one before takes over, and the deletion waits until nobody uses it."""
+    stage.settle()
+    world, began = stage.world, time.monotonic()
+    gone = stage.serving
+    stage.timeline.allow(MODEL, stage.word(back_to), began)
+    world.delete(ADAPTER_KIND, gone)
+    done = world.wait_served(SERVER, MODEL, back_to)
+    stage.timeline.forbid(MODEL, stage.word(gone), done)
+    path = world.stack.path(gone, ADAPTER_KIND)
+    released = world.wait(lambda: world.stack.plane.api.find(path) is None, f"{gone} to go")
+    stage.serving = back_to
+    stage.dwell()
+    seconds = {"deleted to the other serving": done - began, "to released": released - began}
+    return stage.row("the serving adapter deleted", began, seconds=seconds)
+
+
 def _restarts(pod: Mapping[str, Any]) -> int:
     statuses = pod["status"].get("containerStatuses") or []
     return sum(s["restartCount"] for s in statuses if s["name"] == "engine")
@@ -319,6 +355,7 @@ STORIES: Mapping[str, Story] = {
     "d": answer_badly,
     "e": kill_pod,
     "f": drain_node,
+    "g": restart_operator,
 }
 
 

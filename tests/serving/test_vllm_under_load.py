@@ -3,7 +3,7 @@
 import pytest
 
 from serving.conftest import SetStage, require_whole
-from serving.stories import Stage, crash_loop, kill_pod, roll_out
+from serving.stories import Stage, crash_loop, delete_serving, kill_pod, restart_operator, roll_out
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -33,3 +33,12 @@ def test_an_engine_that_crash_loops_after_a_change_takes_nothing_away_and_is_tol
     row = crash_loop(stage)
     require_whole(row)
     assert "exit code 1" in row.told
+
+
+def test_a_rollout_goes_on_after_the_operator_was_killed_in_its_middle(stage: Stage) -> None:
+    require_whole(restart_operator(stage))
+
+
+def test_an_adapter_that_serves_is_deleted_once_the_one_before_has_taken_over(stage: Stage) -> None:
+    before = next(name for name, word in stage.world.words.items() if word == "birch")
+    require_whole(delete_serving(stage, before))
