@@ -70,7 +70,7 @@ class _Unanswered(Exception):
 
 @dataclass
 class _Request:
-    """A request on its way through the backends."""
+    """A request on its way through the backends. `began` is when its target was first asked, on the loop's clock."""
 
     request: web.Request
     path: str
@@ -110,6 +110,8 @@ class Relay:
             if chosen is None:
                 break
             key = key_of(chosen.route, chosen.target)
+            if first is not None and key != first:
+                asked.began = asyncio.get_running_loop().time()  # what the one target lost is not the other's doing
             first = first or key
             tried.add(chosen.ask)
             try:
@@ -165,6 +167,7 @@ class Relay:
     async def _exchange(
         self, session: aiohttp.ClientSession, asked: _Request, chosen: Destination, shape: Shape
     ) -> web.StreamResponse:
+        asked.first_token_seconds = None  # an earlier try may have begun to answer
         url = chosen.backend.url.rstrip("/") + shape.path
         headers = {"Content-Type": "application/json"}
         async with session.post(url, data=shape.question(), headers=headers) as upstream:

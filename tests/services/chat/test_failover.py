@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import pytest
+
+from llamero.chat.settings import REST_SECONDS
+from llamero.spec.serving import FIRST_TOKEN_BOUNDS
 
 OLD, NEW = "ns-tutor-r1-00000000", "ns-tutor-r2-11111111"
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -30,6 +34,12 @@ async def ask(chat: Any, user: str = "", stream: bool = True, **more: Any) -> tu
         return response.status, (await response.read()).decode()
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
 async def find_caller(chat: Any, stand_in: Any, adapter: str) -> str:
     """A caller whose target it is."""
     for n in range(200):
@@ -48,13 +58,15 @@ async def test_a_backend_that_says_it_can_not_is_passed_over(
     bad.status, bad.script = status, [b'{"error":"no","error_type":"x"}']
     good.say("fine") if stream else good.say_whole("fine")
     chat = start_chat({"s": [backend(bad.url, OLD), backend(good.url, OLD)]}, [route(100, 0)])
+    began = time.monotonic()
     for _ in range(4):
         answered, text = await ask(chat, stream=stream)
         assert answered == 200 and "fine" in text
+    rests = 1 + int((time.monotonic() - began) / REST_SECONDS)  # a busy machine may take longer than one rest
     assert len(good.bodies) == 4
     assert await chat.counts() == {("tutor", "s1", OLD): (4, 0)}
     if status != 429:
-        assert len(bad.bodies) == 1, "it is left alone for a while"
+        assert 1 <= len(bad.bodies) <= rests, "it is left alone for a while"
 
 
 async def test_an_adapter_that_one_backend_lost_is_left_alone_there_and_its_others_are_not(
@@ -66,9 +78,11 @@ async def test_an_adapter_that_one_backend_lost_is_left_alone_there_and_its_othe
     first.refused = {NEW: 404}
     other = {"model": "helper", "server": "s", "targets": [{"adapter": OLD}]}
     chat = start_chat({"s": [backend(first.url, OLD, NEW), backend(second.url, OLD, NEW)]}, [route(0, 100), other])
+    began = time.monotonic()
     for _ in range(6):
         assert (await ask(chat))[0] == 200
-    assert sum(b["model"] == NEW for b in first.bodies) == 1
+    rests = 1 + int((time.monotonic() - began) / REST_SECONDS)
+    assert 1 <= sum(b["model"] == NEW for b in first.bodies) <= rests
     for _ in range(8):
         assert (await ask(chat, model="helper"))[0] == 200
     assert sum(b["model"] == OLD for b in first.bodies) >= 4
@@ -96,7 +110,7 @@ async def test_the_least_busy_backend_is_asked(start_stand_in: Callable[[], Any]
     chat = start_chat({"s": [backend(e.url, OLD) for e in engines]}, [route(100, 0)])
     asking = [asyncio.create_task(ask(chat)) for _ in range(9)]
     await chat.until(lambda report: sum(f["requests"] for f in report["inFlight"]) == 9)
-    assert [e.running for e in engines] == [3, 3, 3]
+    await until(lambda: [e.running for e in engines] == [3, 3, 3])
     told = {f["backend"]: (f["adapter"], f["requests"]) for f in (await chat.report())["inFlight"]}
     assert told == {e.url: (OLD, 3) for e in engines}
     for engine in engines:
@@ -136,6 +150,32 @@ async def test_where_the_canarys_engine_fails_the_stable_target_answers_and_the_
     assert (after[old][0] - before.get(old, (0, 0))[0], after[old][1]) == (1, 0)
 
 
+async def test_what_a_failing_target_takes_is_not_counted_as_the_others_time_to_its_first_token(
+    start_stand_in: Callable[[], Any], start_chat: Any
+) -> None:
+    bad, good = start_stand_in(), start_stand_in()
+    good.say("fine")
+    bad.say("fine")
+    chat = start_chat({"s": [backend(bad.url, NEW), backend(good.url, OLD)]}, [route(50, 50)])
+    for n in range(200):
+        if len(bad.bodies):
+            break
+        caller = f"caller-{n}"
+        await ask(chat, user=caller)
+    await chat.write({"s": [backend(bad.url, NEW), backend(good.url, OLD)]}, [route(50, 50, step="s2")], "second")
+    bad.status, bad.script = 500, [b'{"error":"boom","error_type":"generation"}']
+    bad.hold()
+    asking = asyncio.create_task(ask(chat, user=caller))
+    await chat.until(lambda report: report["inFlight"] != [])
+    await asyncio.sleep(1)
+    bad.release()
+    assert (await asking)[0] == 200
+    told = {t["adapter"]: t for t in (await chat.report())["targets"]}
+    assert (told[NEW]["requests"], told[NEW]["errors"], sum(told[NEW]["firstToken"])) == (1, 1, 0)
+    (bucket,) = [i for i, n in enumerate(told[OLD]["firstToken"]) if n]
+    assert FIRST_TOKEN_BOUNDS[bucket] < 0.9
+
+
 async def test_a_request_that_waited_goes_by_the_new_routes_and_no_backend_gets_an_id_that_it_lacks(
     start_stand_in: Callable[[], Any], start_chat: Any
 ) -> None:
@@ -146,15 +186,14 @@ async def test_a_request_that_waited_goes_by_the_new_routes_and_no_backend_gets_
     chat = start_chat({"s": [backend(slow.url, OLD), backend(other.url, OLD)]}, [route(100, 0)])
     waiting = [asyncio.create_task(ask(chat)) for _ in range(6)]
     await chat.until(lambda report: sum(f["requests"] for f in report["inFlight"] if f["backend"] == slow.url) == 3)
-    await asyncio.sleep(0)
-    sent_before = len(other.bodies)
+    await until(lambda: len(other.bodies) == 3)
     # The other backend has lost the adapter meanwhile; the new one is all that it has.
     await chat.write({"s": [backend(slow.url, OLD), backend(other.url, NEW)]}, [route(0, 100, step="s2")], "second")
     report = await chat.report()
     assert report["inFlight"] == [{"backend": slow.url, "adapter": OLD, "requests": 3}], "they began under old routes"
     slow.release()
     assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 6
-    assert [b["model"] for b in other.bodies[sent_before:]] == [NEW] * 3
+    assert [b["model"] for b in other.bodies[3:]] == [NEW] * 3
     assert await chat.counts() == {("tutor", "s2", NEW): (3, 0)}
 
 
