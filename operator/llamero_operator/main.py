@@ -22,6 +22,7 @@ from llamero.kube import Away, ClientOptions, Kube, KubeError, Refused, connect
 from llamero.kube.discovery import observe_capabilities, observe_kinds, observe_serving_capabilities
 from llamero.kube.events import EventRecorder
 from llamero.kube.objects import Resource
+from llamero.kube.servers import observe_servers
 from llamero.lifecycle.jobs import decide
 from llamero.lifecycle.serving.world import ServingCapabilities
 from llamero.lifecycle.world import Capabilities
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 EXIT_KOPF_ENDED = 22
 START_RETRY_SECONDS = 3.0
 GAUGE_SECONDS = 5.0
+EMPTY_LOOK_SECONDS = 1.0
 STOP_SECONDS = 10.0
 """A pass under way when the operator is told to stop gets so long to end."""
 INACTIVITY_SECONDS = 70.0
@@ -145,6 +147,9 @@ async def _work(
         asyncio.create_task(audit_for_ever(audit, vitals.watchdog_seconds / 2, vitals), name="audit"),
         asyncio.create_task(_show_for_ever(tools, queue, vitals, serving), name="gauges"),
     ]
+    if serving is not None:
+        opening = _open_where_nothing_is(reconciler, serving, store, vitals, kube, settings.namespaces)
+        background.append(asyncio.create_task(opening, name="opening"))
     sessions: list[aiohttp.ClientSession] = []
 
     def open_session() -> aiohttp.ClientSession:
@@ -278,6 +283,26 @@ async def _wait_for_offers(kube: Kube) -> ServingCapabilities:
         except KubeError as error:
             logger.warning("%s: trying again", error)
         await asyncio.sleep(START_RETRY_SECONDS)
+
+
+async def _open_where_nothing_is(
+    reconciler: Reconciler, serving: Serving, store: Store, vitals: Vitals, kube: Kube, namespaces: Sequence[str]
+) -> None:
+    """Opens the gate in a cluster without a single object, for which kopf calls no handler: chat services wait for the first routes."""
+    while not reconciler.is_open:
+        await asyncio.sleep(EMPTY_LOOK_SECONDS)
+        if not vitals.is_synced or any(store.versions.values()):
+            continue
+        try:
+            # The watches of some namespaces may have begun before those of others have listed theirs.
+            where: Sequence[str | None] = namespaces or [None]
+            there = [server for namespace in where for server in await observe_servers(kube, namespace)]
+        except KubeError as error:
+            logger.warning("ModelServers can't be listed: %s: trying again", error)
+            continue
+        if not there and not reconciler.is_open:
+            reconciler.open_gate()
+            serving.open_gate()
 
 
 async def _wait_for_kinds(kube: Kube, serves: bool) -> bool:

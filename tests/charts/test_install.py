@@ -5,6 +5,7 @@ The server is one of these tests' own: it must not know the CRDs before. Pods ru
 
 import base64
 import json
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from cluster.node import NodeOptions, NodeThread
 from cluster.processes import free_port
 from cluster.redis_server import RedisServer
 from cluster.waiting import until
+
+from llamero.spec import names
 
 pytestmark = [pytest.mark.timeout(900)]
 
@@ -56,10 +59,13 @@ class Cluster:
         found: Manifest = json.loads(self.plane.kubectl("get", "ftj", name, "-o", "json", namespace=TEAM).stdout)
         return found
 
-    def may(self, verb: str, resource: str, namespace: str = TEAM) -> bool:
-        """Whether the operator's account may do so."""
-        account = f"--as=system:serviceaccount:{NAMESPACE}:llamero-operator"
-        done = self.plane.kubectl("auth", "can-i", verb, resource, account, namespace=namespace, check=False)
+    def may(self, verb: str, resource: str, namespace: str = TEAM, who: str = "llamero-operator") -> bool:
+        """Whether an account of the release may do so, by default the operator's."""
+        account = f"--as=system:serviceaccount:{NAMESPACE}:{who}"
+        thing, _, part = resource.partition("/")
+        # A word behind a slash is an object's name to kubectl, also where a subresource is meant.
+        what = [thing, f"--subresource={part}"] if part in ("status", "finalizers") else [resource]
+        done = self.plane.kubectl("auth", "can-i", verb, *what, account, namespace=namespace, check=False)
         return done.stdout.strip().splitlines()[-1:] == ["yes"]
 
 
@@ -176,7 +182,8 @@ def finished(installed: Cluster, person: Path, repository: Path) -> Cluster:
 
 
 def test_helm_brings_the_crds_and_the_operator_gets_ready(installed: Cluster) -> None:
-    assert set(installed.crd_uids()) == {"finetunejobs.llamero.dev", "adapters.llamero.dev"}
+    crds = {f"{plural}.llamero.dev" for plural in (names.PLURAL, names.ADAPTER_PLURAL, names.SERVER_PLURAL)}
+    assert set(installed.crd_uids()) == crds
     deployment = installed.get("Deployment", "llamero-operator", NAMESPACE, "apps/v1")
     assert deployment is not None
     assert deployment["status"]["readyReplicas"] == 1
@@ -197,6 +204,20 @@ RIGHTS: dict[tuple[str, str, str], bool] = {
     ("list", "finetunejobs", "default"): False,
     ("create", "jobs.batch", NAMESPACE): False,
     ("get", "nodes", TEAM): False,
+    ("watch", "modelservers", TEAM): True,
+    ("update", "modelservers/status", TEAM): True,
+    ("update", "modelservers/finalizers", TEAM): True,
+    ("update", "modelservers", TEAM): False,
+    ("delete", "modelservers", TEAM): False,
+    ("patch", "adapters", TEAM): True,
+    ("create", "deployments.apps", TEAM): True,
+    ("delete", "deployments.apps", TEAM): False,
+    ("create", "deployments.apps", NAMESPACE): False,
+    ("patch", "configmaps", TEAM): True,
+    ("list", "configmaps", TEAM): False,
+    ("update", "configmaps/llamero-routes", NAMESPACE): True,
+    ("update", "configmaps/llamero-settings", NAMESPACE): False,
+    ("get", "configmaps/llamero-settings", NAMESPACE): False,
 }
 
 
@@ -205,6 +226,51 @@ def test_the_operator_may_do_what_it_must_and_no_more(
     installed: Cluster, right: tuple[str, str, str], is_given: bool
 ) -> None:
     assert installed.may(*right) is is_given
+
+
+CHAT_RIGHTS: dict[tuple[str, str, str], bool] = {
+    ("get", "configmaps/llamero-routes", NAMESPACE): True,
+    ("watch", "configmaps/llamero-routes", NAMESPACE): True,
+    ("update", "configmaps/llamero-routes", NAMESPACE): False,
+    ("get", "configmaps/llamero-settings", NAMESPACE): False,
+    ("list", "configmaps", NAMESPACE): False,
+    ("get", "configmaps/llamero-routes", TEAM): False,
+    ("get", "secrets", NAMESPACE): False,
+    ("list", "modelservers", TEAM): False,
+}
+
+
+@pytest.mark.parametrize(("right", "is_given"), CHAT_RIGHTS.items(), ids=[" ".join(r) for r in CHAT_RIGHTS])
+def test_the_chat_service_may_read_its_routes_and_nothing_else(
+    installed: Cluster, right: tuple[str, str, str], is_given: bool
+) -> None:
+    assert installed.may(*right, who="llamero-chat") is is_given
+
+
+def chat_addresses(cluster: Cluster) -> list[str]:
+    found = cluster.plane.api.items(path_of("v1", "Pod", NAMESPACE))
+    chats = [p for p in found if p["metadata"]["labels"]["app.kubernetes.io/component"] == "chat"]
+    return [str(p["status"]["podIP"]) for p in chats if not p["metadata"].get("deletionTimestamp")]
+
+
+def ask(address: str, path: str) -> Any:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def test_each_chat_pod_works_by_the_routes_that_the_operator_wrote(installed: Cluster) -> None:
+    routes = installed.get("ConfigMap", names.ROUTES_NAME, NAMESPACE)
+    assert routes is not None
+    revision = json.loads(routes["data"][names.ROUTES_KEY])["revision"]
+    addresses = chat_addresses(installed)
+    assert len(addresses) == 2
+    for address in addresses:
+        assert ask(f"{address}:8080", "/v1/models")["object"] == "list"
+        until(
+            lambda address=address: ask(f"{address}:8081", "/v1/report")["revision"] == revision,
+            "the chat service to work by the routes",
+            30,
+        )
 
 
 def test_a_person_with_the_role_edit_runs_a_job_to_its_adapter(finished: Cluster, person: Path) -> None:
