@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 EDIT_TRIES = 5
 POLL_SECONDS = 1.0
-ROLLED_BACK = 1
+NOT_DONE = 1
 
 MODEL = click.argument("model")
 ADAPTER_OPTION = click.option("--adapter", help="The Adapter that is meant.")
@@ -47,7 +47,9 @@ def rollout() -> None:
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=click.Choice(["json", "yaml"]), help="The servers' objects themselves.")
 @click.option(
-    "--wait", is_flag=True, help="Wait until no adapter is taking over MODEL; ends with 1 where it was rolled back."
+    "--wait",
+    is_flag=True,
+    help="Wait until no adapter is taking over MODEL; ends with 1 where it was rolled back or refused.",
 )
 @click.option("--timeout", type=float, help="With --wait: at most so many seconds.")
 @where_options
@@ -99,19 +101,20 @@ def _wait_locally(servers: list[LocalServer], model: str, server: str | None, ti
 
 
 def _is_over(known: KnownName, deadline: float | None) -> bool:
-    """Whether nothing is taking over; ends the command where that is because of a rollback, or where time is up."""
+    """Whether nothing is taking over; ends the command where that is because of a rollback or the like, or where time is up."""
     told = known.status
     wanted = known.foresee(known.entry or None)
-    if told is not None and told.state == "RolledBack":
-        click.echo(f"{known.name} was rolled back: {told.message}", err=True)
-        sys.exit(ROLLED_BACK)
-    if told is not None and told.canary is None and told.adapter is not None and wanted in (None, told.adapter):
-        click.echo(f"{told.adapter} serves all callers of {known.name}.")
-        return True
+    if told is not None and told.canary is None and wanted in (None, told.adapter):
+        if told.state == "Serving":
+            click.echo(f"{told.adapter or 'The base'} serves all callers of {known.name}.")
+            return True
+        if told.state != "Waiting" or known.adapters:  # else an adapter may still come
+            click.echo(f"{known.name} is {told.state}: {told.message}", err=True)
+            sys.exit(NOT_DONE)
     if deadline is not None and time.monotonic() > deadline:
         at = f"{told.state}: {told.message}" if told else "nobody has seen it yet"
         click.echo(f"Not over within the time given: {known.name} is {at}", err=True)
-        sys.exit(ROLLED_BACK)
+        sys.exit(NOT_DONE)
     return False
 
 

@@ -156,7 +156,7 @@ def test_an_adapter_that_people_vote_down_is_rolled_back_with_the_reason_and_tri
         name = serving.name()
         assert name.adapter == "tutor-1" and "votes" in name.message
         status = serving.llamero("rollout", "status", MODEL, "--wait")
-        assert status.returncode == 1 and "was rolled back" in status.stderr
+        assert status.returncode == 1 and "tutor is RolledBack: tutor at 50%" in status.stderr
         assert {serving.say(f"voter-{n}") for n in range(20)} == {old}
         retry = serving.llamero("rollout", "retry", MODEL)
         assert "configured: tutor-2 takes over tutor step by step once more." in retry.stdout

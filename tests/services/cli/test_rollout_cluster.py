@@ -146,6 +146,14 @@ class TestLooking:
         ended = cluster.llamero("rollout", "status", "tutor", "--wait")
         assert ended.exit_code == 0 and "young serves all callers of tutor." in ended.stdout
 
+    @pytest.mark.parametrize("state", ["RolledBack", "Retired"])
+    def test_waiting_ends_with_1_where_nothing_will_take_over(self, cluster: Any, canary: None, state: str) -> None:
+        cluster.llamero("rollout", "rollback", "tutor")
+        told = {**CANARY, "models": [{"name": "tutor", "state": state, "adapter": "old", "message": "Because."}]}
+        cluster.plane.api.patch(path(cluster, SERVER_PLURAL, "shared", "/status"), {"status": told})
+        ended = cluster.llamero("rollout", "status", "tutor", "--wait")
+        assert (ended.exit_code, ended.stderr) == (1, f"tutor is {state}: Because.\n")
+
 
 class TestWishes:
     @pytest.mark.parametrize(
