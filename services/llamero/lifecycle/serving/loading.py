@@ -152,7 +152,7 @@ def build_wanted(draft: ServerDraft, adapters: list[AdapterView]) -> AgentWanted
         AdapterWanted(
             id=a.served_id, name=a.name, uri=a.spec.uri, sha256=a.spec.sha256, golden_sha256=a.spec.golden_sha256
         )
-        for a in sorted(adapters, key=lambda a: a.served_id)
+        for a in {a.served_id: a for a in sorted(adapters, key=lambda a: (a.served_id, a.name))}.values()
     ]
     wanted = AgentWanted(
         engine=draft.spec.engine.type,

@@ -136,6 +136,23 @@ def test_of_several_new_adapters_the_one_to_blame_is_found_by_trying_each_alone(
     assert cluster.status.suspects == [] and cluster.status.gathered == ["a-r1", "c-r1", "tutor-r1"]
 
 
+def test_at_the_first_start_too_the_one_to_blame_is_found() -> None:
+    cluster = Cluster(server=build_server(engine={"type": "tgi"}), chats=[Chat("a")])
+    cluster.publish("a-r1", model="a")
+    cluster.breaks.add(cluster.publish("b-r1", model="b").served_id)
+    cluster.run_until(lambda: cluster.shares("a") == {"a-r1": 100} and cluster.status.phase == "Ready", 200)
+    assert verified(cluster, "b-r1") == ("False", "EngineFailed") and cluster.name("b").state == "Waiting"
+
+
+def test_an_adapter_that_broke_the_start_is_tried_again_when_retry_is_raised() -> None:
+    cluster = build_cluster()
+    cluster.breaks.add(cluster.publish("tutor-r2").served_id)
+    cluster.run_until(lambda: cluster.name().state == "RolledBack")
+    cluster.breaks.clear()
+    cluster.edit_name(retry=1)
+    cluster.run_until(lambda: cluster.name().adapter == "tutor-r2")
+
+
 def test_a_start_that_fails_for_another_reason_condemns_no_adapter() -> None:
     cluster = build_cluster()
     cluster.breaks.add(cluster.adapters["tutor-r1"].served_id)

@@ -288,6 +288,15 @@ def test_an_adapter_without_room_waits_and_says_so() -> None:
     cluster.run_until(lambda: cluster.name().adapter == "tutor-r2")
 
 
+def test_an_adapter_that_was_imported_twice_is_told_once() -> None:
+    cluster = build_cluster()
+    twin = replace(cluster.adapters["tutor-r1"], name="twin", uid="uid-twin", created_at=cluster.now)
+    cluster.adapters["twin"] = replace(twin, spec=twin.spec.model_copy(update={"model": "other"}))
+    cluster.run(10)
+    assert cluster.wanted is not None and len(cluster.wanted.adapters) == 1
+    assert [sum(t.weight for t in r.targets) for r in cluster.routed.routes] == [100, 100]
+
+
 def test_a_list_that_was_told_before_the_operator_died_never_shares_its_number() -> None:
     cluster = build_cluster()
     cluster.publish("tutor-r2")
