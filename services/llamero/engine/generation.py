@@ -213,6 +213,7 @@ class GenerationThread:
                 self._run_commands()
                 self._drop_cancelled()
                 self._read_prompts()
+                self._send()  # first tokens don't wait for a step of the others
                 self._step()
                 self._send()
             self._fail_all(EngineError(ErrorKind.SHUTTING_DOWN, "The engine was shut down before the answer was done."))

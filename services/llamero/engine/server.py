@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable
@@ -124,6 +125,9 @@ async def serve(settings: EngineSettings) -> None:
     for name, folder in settings.adapters:
         await service.catalog.load(name, folder)
         log.info("loaded the adapter %s", name)
+    # What was loaded stays: without this the collector walks through all of it now and then, and every stream stands still.
+    gc.collect()
+    gc.freeze()
     # Without handler_cancellation a caller who leaves would be noticed only at the next write.
     runner = web.AppRunner(build_app(service, settings.host), handler_cancellation=True, access_log=None)
     await runner.setup()
