@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def targets(stack: Stack, model: str = "tutor") -> list[str | None]:
     return [t.adapter for r in routes(stack).routes if r.model == model for t in r.targets if t.weight]
 
 
-def wait(stack: Stack, holds: Callable[[], Any], what: str, seconds: float = 90) -> None:
+def wait(stack: Stack, holds: Callable[[], Any], what: str, seconds: float = 120) -> None:
     try:
-        until(holds, what, seconds, 0.05)
+        until(holds, what, seconds, 0.02)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{describe(stack)}") from error
 
@@ -109,9 +110,16 @@ def condition(stack: Stack, name: str, kind: str) -> tuple[str, str]:
     return next(((c["status"], c["reason"]) for c in status.get("conditions", []) if c["type"] == kind), ("", ""))
 
 
-def stop_agent(stack: Stack, pod: str) -> None:
-    """The agent takes connections and answers nothing, as one does whose node is overloaded."""
-    os.kill(stack.node.pids(pod, stack.namespace)[names.AGENT_CONTAINER] or 0, signal.SIGSTOP)
+@contextmanager
+def hanging_agent(stack: Stack, pod: str) -> Iterator[None]:
+    """The agent takes connections and answers nothing for a while, as one does whose node is overloaded."""
+    pid = stack.node.pids(pod, stack.namespace)[names.AGENT_CONTAINER]
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_the_life_of_a_server_from_its_first_adapter_to_its_deletion(stack: Stack, tiny: Tiny) -> None:
@@ -152,12 +160,13 @@ def test_a_pod_that_is_told_to_end_leaves_the_routes_at_once_also_while_its_agen
     stack.submit(server("tiny", tiny.base, replicas=2))
     wait(stack, lambda: len(backends(stack)) == 2 and all(backends(stack).values()), "two pods to be routed")
     victim, other = sorted(backends(stack))
-    stop_agent(stack, other)  # it answers nothing more, as if its node were slow
-    time.sleep(1.5)  # so that a question to it is under way, longer than the interval between two
-    began = time.monotonic()
-    stack.plane.api.delete(path_of("v1", "Pod", stack.namespace, victim))
-    wait(stack, lambda: victim not in backends(stack), "the pod to leave the routes", 10)
-    assert time.monotonic() - began < 0.8, "with all that the test itself takes"
+    with hanging_agent(stack, other):
+        time.sleep(1.5)  # so that a question to it is under way, longer than the interval between two
+        began = time.monotonic()
+        stack.plane.api.delete(path_of("v1", "Pod", stack.namespace, victim))
+        wait(stack, lambda: victim not in backends(stack), "the pod to leave the routes", 10)
+        assert time.monotonic() - began < 0.8, "with all that the test itself takes"
+        assert other in backends(stack), "what the last routes said of a ready pod stands"
     wait(stack, lambda: len(backends(stack)) == 2, "another pod to take its place")
 
 
@@ -189,6 +198,43 @@ def test_a_quiet_server_costs_no_writes(stack: Stack, tiny: Tiny) -> None:
     time.sleep(5)  # some looks at it: what is to be seen is that nothing is written
     assert stack.operator.metric("llamero_api_writes_total") == writes
     assert stack.operator.metric("llamero_server_reconcile_seconds_count") > 0
+
+
+def test_the_deployment_follows_the_spec_and_what_others_change_of_it_is_undone(stack: Stack, tmp_path: Path) -> None:
+    stack.submit(server("idle", tmp_path / "base", replicas=0, updateStrategy="RollingUpdate"))
+    path = path_of("apps/v1", "Deployment", stack.namespace, names.engine_name("idle"))
+    wait(stack, lambda: stack.plane.api.find(path), "the Deployment")
+    made = stack.plane.api.get(path)
+    assert made["spec"]["replicas"] == 0 and made["spec"]["strategy"]["type"] == "RollingUpdate"
+    assert made["metadata"]["ownerReferences"][0]["kind"] == "ModelServer"
+    service = path_of("v1", "Service", stack.namespace, names.engine_name("idle"))
+    assert (
+        stack.plane.api.get(service)["spec"]["selector"].items()
+        <= made["spec"]["template"]["metadata"]["labels"].items()
+    )
+
+    change = json.dumps({"spec": {"updateStrategy": "Recreate"}})
+    stack.plane.kubectl("patch", "ms", "idle", "--type=merge", "-p", change, namespace=stack.namespace)
+    wait(stack, lambda: stack.plane.api.get(path)["spec"]["strategy"] == {"type": "Recreate"}, "the other strategy")
+
+    stack.plane.kubectl("scale", "deployment", names.engine_name("idle"), "--replicas=1", namespace=stack.namespace)
+    wait(stack, lambda: stack.plane.api.get(path)["spec"]["replicas"] == 0, "the number to be as the ModelServer says")
+    stack.plane.api.delete(path)
+    wait(stack, lambda: (stack.plane.api.find(path) or made)["metadata"]["uid"] != made["metadata"]["uid"], "a new one")
+
+
+def test_a_spec_that_is_wrong_is_told_with_its_mistakes_and_nothing_is_made_of_it(stack: Stack, tmp_path: Path) -> None:
+    stack.submit(server("wrong", tmp_path / "base", engine={"type": "cpu", "args": ["--port=1"]}))
+
+    def is_told() -> bool:
+        status = server_status(stack, "wrong")
+        return any(c.type == "Stalled" and c.status == "True" and "--port" in c.message for c in status.conditions)
+
+    wait(stack, is_told, "the mistake to be told")
+    engine = path_of("apps/v1", "Deployment", stack.namespace, names.engine_name("wrong"))
+    assert stack.plane.api.find(engine) is None
+    stack.plane.api.delete(stack.path("wrong", "ModelServer"))
+    wait(stack, lambda: find(stack, "wrong", "ModelServer") is None, "it to go")
 
 
 def test_the_deletion_of_an_adapter_that_no_server_has_any_more_is_not_held_up(stack: Stack, tiny: Tiny) -> None:
