@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,7 +25,7 @@ from llamero.spec.results import AdapterManifest
 from llamero.spec.serving import AdapterReport, AdapterWanted, AgentWanted, BaseWanted
 from llamero.storage import describe_files
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 
 
 @dataclass
@@ -172,3 +173,21 @@ async def client(engine: Any) -> AsyncIterator[EngineClient]:
 def edit_config(folder: Path, **values: Any) -> None:
     path = folder / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def agent_environment(scratch: Path, root: Path, engine: str, **more: str) -> dict[str, str]:
+    """A pod's environment for `python -m llamero.agent`."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith("LLAMERO_")},
+        "PYTHONPATH": str(Path(__file__).parents[3] / "services"),
+        "HF_HUB_OFFLINE": "1",
+        "LLAMERO_ENGINE": engine,
+        "LLAMERO_ENGINE_URL": "http://127.0.0.1:9",
+        "LLAMERO_SCRATCH": str(scratch),
+        "LLAMERO_STORAGE": str(root),
+        "LLAMERO_POD_NAME": "pod-0",
+        "LLAMERO_POD_IP": "127.0.0.1",
+        "LLAMERO_TERMINATION_LOG": str(scratch / "termination"),
+        **more,
+    }
