@@ -37,9 +37,8 @@ from llamero.spec.results import FileEntry
 from llamero.spec.serving import AdapterWanted, BaseWanted
 from llamero.storage import Refused, StorageError, TornFolder, is_local, join_uri, local_path
 
-BASE_TOKEN = "LLAMERO_BASE_TOKEN"
-"""The token that the ModelServer's baseModel.secretRef names; without one the hub's own, for the hub."""
 HUB_TOKEN = "HF_TOKEN"
+"""Where a pod finds the token of its ModelServer's baseModel.secretRef. It is the hub's, and goes nowhere else."""
 BROUGHT = ".brought.json"
 """Beside a brought adapter's files: their digests, written before the folder is put in its place."""
 MAX_GOLDEN_BYTES = 1 << 20
@@ -80,13 +79,12 @@ def digest_base(folder: Path) -> str:
 
 def _find_base(wanted: BaseWanted, scratch: Path, root: str, environment: Mapping[str, str]) -> Path:
     cache = scratch / "models"
-    own = environment.get(BASE_TOKEN) or None
-    token = own or environment.get(HUB_TOKEN) or None
+    token = environment.get(HUB_TOKEN) or None
     if wanted.uri is not None:
         uri = place_uri(wanted.uri, root)
         if is_local(uri):
             return local_path(uri)
-        token = token if uri.startswith("hf://") else own
+        token = token if uri.startswith("hf://") else None
         stored = base_storage(root, base_key(uri, fetching.tag_store(uri, token)))
         return _take_stored(stored, scratch) or fetching.fetch_from_store(uri, cache, token)
     if wanted.name is None:
