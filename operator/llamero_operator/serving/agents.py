@@ -115,6 +115,9 @@ class Agents:
                 if not was_silent:
                     logger.info("the agent of pod %s/%s is silent: %s", talk.server[0], talk.pod.name, error)
                 talk.silence = str(error)
+            except Exception:
+                logger.exception("the agent of pod %s/%s can't be asked", talk.server[0], talk.pod.name)
+                talk.silence = "it can't be asked"
             if talk.report != before or bool(talk.silence) != was_silent:
                 self._wake(talk.server)
             if not talk.again:

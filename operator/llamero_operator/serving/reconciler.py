@@ -84,8 +84,7 @@ class ServerReconciler(Passes):
 
     async def reconcile(self, key: Key) -> float | None:
         if not key[1]:
-            await self._sweep(key[0])
-            return None
+            return await self._sweep(key[0])
         record = self.tools.store.serving.servers.get(key)
         if record is None:
             await self._forget(key)
@@ -198,12 +197,19 @@ class ServerReconciler(Passes):
 
     # Adapters that no server holds any more
 
-    async def _sweep(self, namespace: str) -> None:
-        """Lets go the Adapters whose deletion waits for a server that is not there, or that has nothing to do with them."""
+    async def _sweep(self, namespace: str) -> float | None:
+        """Lets go the Adapters whose deletion waits for a server that is not there, or that has nothing to do with them.
+
+        Returns when to look again, where others wait for theirs.
+        """
         store = self.tools.store.serving
         servers = [record for key, record in store.servers.items() if key[0] == namespace]
+        are_all_free = True
         for adapter in store.stuck_adapters(namespace):
-            if not any(has_claim(server, adapter) for server in servers):
-                name = adapter.raw["metadata"]["name"]
-                logger.info("the Adapter %s is let go: no ModelServer has it", name)
-                await release_adapter(self.tools, namespace, name)
+            name = adapter.raw["metadata"]["name"]
+            if any(has_claim(server, adapter) for server in servers):
+                are_all_free = False
+                continue
+            logger.info("the Adapter %s is let go: no ModelServer has it", name)
+            await release_adapter(self.tools, namespace, name)
+        return None if are_all_free else self._limits.poll_seconds

@@ -55,7 +55,8 @@ class Serving:
             tools, self._queue, vitals, decide, capabilities, settings.to_serving_limits()
         )
         store.serving.wake = self._queue.add
-        vitals.oldest_server_waiting = lambda: self._queue.oldest_seconds
+        # Before the routes were read nothing can be done: an API server that is away ends no process.
+        vitals.oldest_server_waiting = lambda: self._queue.oldest_seconds if self._reconciler.is_open else 0.0
         self._workers = [
             asyncio.create_task(self._reconciler.work(), name=f"server-worker-{n}") for n in range(settings.concurrency)
         ]
@@ -92,7 +93,8 @@ class Serving:
         await _until_done(self._routes.load, "the routes can't be read")
         self._routes.keep(names.server_key(*key) for key in self._store.serving.servers)
         await _until_done(self._routes.write, "the routes can't be written")
-        await self._chats.round()  # so that no drain counts as settled for want of a chat service's word
+        # So that no drain counts as settled for want of a chat service's word.
+        await _until_done(self._chats.round, "the chat services can't be asked")
         self._reconciler.open_gate()
         while True:
             await asyncio.sleep(CHECK_SECONDS)
@@ -100,6 +102,8 @@ class Serving:
                 await self._routes.check()
             except KubeError as error:
                 logger.warning("the routes can't be looked at now: %s", error)
+            except Exception:
+                logger.exception("the routes can't be looked at")
 
 
 async def _until_done(work: Callable[[], Awaitable[None]], what: str) -> None:
@@ -109,4 +113,6 @@ async def _until_done(work: Callable[[], Awaitable[None]], what: str) -> None:
             return
         except KubeError as error:
             logger.warning("%s: %s: trying again", what, error)
+        except Exception:
+            logger.exception("%s: trying again", what)
         await asyncio.sleep(START_RETRY_SECONDS)
