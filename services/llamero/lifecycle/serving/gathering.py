@@ -38,32 +38,30 @@ def is_proven_here(draft: ServerDraft, adapter: AdapterView) -> bool:
 
 
 def _restart_for(draft: ServerDraft, load: Load, old: list[AdapterView]) -> tuple[list[AdapterView], str]:
-    """The next set, and what the adapters wait for that are not in it."""
+    """The next set, and what the adapters wait for that have room but are not in it."""
     routed = find_routed_ids(draft.world)
     stays = {a.served_id for a in load.stay} | set(load.leave) | routed
     expelled = [a for a in old if a.served_id not in routed and _is_expelled(draft, load, a)]
     kept = [a for a in old if a.served_id in stays and a not in expelled]
+    if expelled:
+        return kept, "It waits for the engine to start without those that it does not start with."
     tried = _choose_tried(draft, [a for a in [*load.stay, *load.come] if a not in old], old)
-    added = [*kept, *tried]
-    if expelled or draft.world.deployment is None:
-        for adapter in [a for a in tried if a not in old]:
-            draft.amend(adapter, attempted_at=draft.now)
-        return (
-            (kept, "It waits for the engine to start without those that it does not start with.")
-            if expelled
-            else (added, "")
-        )
-    leaving = any(a.deleting for a in old if a not in kept)
-    if not tried and not leaving:
-        return old, "It waits until another one was tried alone." if load.come or load.wait else ""
-    obstacle = _find_obstacle(draft, tried)
-    if obstacle:
+    if draft.world.deployment is None:
+        return _start_with(draft, kept, tried), ""
+    is_left = any(a.deleting for a in old if a not in kept)  # its deletion waits for the pods
+    if not tried and not is_left:
+        return old, "It waits until another one was tried alone."
+    if obstacle := _find_obstacle(draft, tried):
         return old, obstacle
-    for adapter in tried:
-        draft.amend(adapter, attempted_at=draft.now)
     what = ", ".join(a.name for a in tried) or "none that is new"
     draft.note("Restarting", f"Pods are started anew for their adapters: {what}.")
-    return added, ""
+    return _start_with(draft, kept, tried), ""
+
+
+def _start_with(draft: ServerDraft, kept: list[AdapterView], tried: list[AdapterView]) -> list[AdapterView]:
+    for adapter in tried:
+        draft.amend(adapter, attempted_at=draft.now)
+    return [*kept, *tried]
 
 
 def _is_expelled(draft: ServerDraft, load: Load, adapter: AdapterView) -> bool:

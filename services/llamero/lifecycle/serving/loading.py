@@ -12,6 +12,7 @@ from llamero.spec.digest import digest_json
 from llamero.spec.server import MAX_SERVED_ADAPTERS, ServedAdapterState, ServedAdapterStatus
 from llamero.spec.serving import AdapterWanted, AgentWanted, BaseWanted
 
+NO_ROOM = "It waits for room: a pod holds as many as engine.maxAdapters says."
 SERIAL_DIGITS = 12
 """So many hex digits of its digest number a list that stands in a pod's template: they fit in every reader's integers."""
 
@@ -98,15 +99,16 @@ def load_at_run_time(draft: ServerDraft) -> list[AdapterView]:
 
 
 def tell_adapters(
-    draft: ServerDraft, wanted: list[AdapterView], load: Load, waiting: str = "It waits for room: engine.maxAdapters."
+    draft: ServerDraft, wanted: list[AdapterView], load: Load, waiting: str = ""
 ) -> list[ServedAdapterStatus]:
-    """Where each adapter stands over all pods; those that wait come last."""
+    """Where each adapter stands over all pods; those that wait come last, `waiting` tells for what those with room do."""
     told = [_tell(draft, a, "Draining" if a.served_id in load.leave else None) for a in wanted]
     told.sort(key=lambda a: a.name)
     here = {a.served_id for a in wanted}
+    reasons = [*((a, waiting) for a in load.come), *((a, NO_ROOM) for a in load.wait)]
     pending = [
-        ServedAdapterStatus(name=a.name, id=a.served_id, state="Pending", message=waiting)
-        for a in [*load.come, *load.wait]
+        ServedAdapterStatus(name=a.name, id=a.served_id, state="Pending", message=cut(why, MAX_NAME_MESSAGE))
+        for a, why in reasons
         if a.served_id not in here
     ]
     return [*told, *pending][:MAX_SERVED_ADAPTERS]

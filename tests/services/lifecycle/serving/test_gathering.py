@@ -54,6 +54,18 @@ def test_jobs_that_finish_within_a_minute_share_a_restart() -> None:
     assert cluster.status.gathered == ["other-r1", "third-r1", "tutor-r1", "tutor-r2"]
 
 
+def test_an_adapter_without_room_waits_and_says_so_and_the_one_before_gives_way() -> None:
+    cluster = build_cluster(engine={"type": "tgi", "maxAdapters": 1})
+    cluster.publish("tutor-r2")
+    cluster.run(100)
+    assert cluster.status.gathered == ["tutor-r1"] and "engine.maxAdapters" in cluster.name().message
+    cluster.edit(engine={"type": "tgi", "maxAdapters": 2})
+    cluster.run_until(lambda: cluster.name().adapter == "tutor-r2")
+    cluster.publish("tutor-r3")
+    cluster.run_until(lambda: cluster.name().adapter == "tutor-r3")
+    assert cluster.status.gathered == ["tutor-r2", "tutor-r3"]
+
+
 def test_no_pod_is_started_anew_before_the_last_ones_have_started() -> None:
     cluster = build_cluster()
     cluster.slow = 100
