@@ -63,7 +63,7 @@ def bring_base(wanted: BaseWanted, scratch: Path, root: str, environment: Mappin
     with _explained("The base model"):
         if _is_base(place):
             return place
-        folder = _find_base(wanted, scratch, root, environment).resolve()
+        folder = _find_base(wanted, scratch, root, environment).absolute()
         check_base(folder)
         _link(place, folder)
     log.info("the base model is %s", folder)
