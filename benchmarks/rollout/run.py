@@ -25,7 +25,6 @@ sys.path[:0] = [str(REPOSITORY / "tests")]
 from cluster.control_plane import ControlPlane  # noqa: E402
 from cluster.leftovers import make_folder  # noqa: E402
 from serving.fixtures import Tiny  # noqa: E402
-from serving.makers import build_base  # noqa: E402
 from serving.stories import STORIES, Row, on_stage, play  # noqa: E402
 from serving.world import STRATEGY, running  # noqa: E402
 
@@ -43,7 +42,7 @@ def on_plane(folder: Path) -> Iterator[ControlPlane]:
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
     """The stories' rows, engine by engine, each on a control plane of its own."""
-    tiny = Tiny(build_base(folder / "base"), folder)
+    tiny = Tiny(folder / "tiny")
     rows: list[Row] = []
     for engine in options.engines:
         print(f"{NAMES[engine]} …", file=sys.stderr, flush=True)

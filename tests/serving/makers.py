@@ -4,6 +4,7 @@ The base answers every chat with its own word again and again; an adapter with a
 writes them: safetensors, chat template, manifest, golden prompts.
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -152,6 +153,13 @@ def seal(folder: Path, word: str, golden: GoldenSet | None) -> TinyAdapter:
 
     sha256 = AdapterManifest.model_validate_json((folder / MANIFEST_NAME).read_bytes()).sha256
     return TinyAdapter(folder, word, sha256, write_golden(golden, folder) if golden is not None else None)
+
+
+def read_adapter(folder: Path, word: str) -> TinyAdapter:
+    """A folder that `build_adapter` made."""
+    manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    (golden,) = folder.glob("golden-*.json")
+    return TinyAdapter(folder, word, manifest["sha256"], hashlib.sha256(golden.read_bytes()).hexdigest())
 
 
 # -- broken ones ---------------------------------------------------------------------------------------------------------------

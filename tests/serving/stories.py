@@ -124,11 +124,12 @@ def on_stage(
 
 def roll_out(stage: Stage, word: str = "birch") -> Row:
     """(a) A good adapter takes over by its steps."""
+    adapter = stage.tiny.adapter(word)
     stage.settle()
     world, began = stage.world, time.monotonic()
     old, new = stage.serving, f"{stage.engine}-{word}"
     stage.timeline.allow(MODEL, word, began)
-    world.publish(stage.tiny.adapter(word), new, MODEL, SERVER)
+    world.publish(adapter, new, MODEL, SERVER)
     done = world.wait_served(SERVER, MODEL, new)
     stage.timeline.forbid(MODEL, stage.word(old), done)
     stage.serving = new
@@ -208,12 +209,13 @@ def crash_loop(stage: Stage) -> Row:
 
 def answer_badly(stage: Stage, word: str = "ember") -> Row:
     """(d) A sound adapter that people vote down: it goes back by itself and says why."""
+    adapter = stage.tiny.adapter(word)
     stage.settle()
     world, began = stage.world, time.monotonic()
     new = f"{stage.engine}-{word}"
     stage.bad_words.add(word)
     stage.timeline.allow(MODEL, word, began)
-    world.publish(stage.tiny.adapter(word), new, MODEL, SERVER)
+    world.publish(adapter, new, MODEL, SERVER)
 
     def is_rolled_back() -> bool:
         found = world.adapter_status(new).condition("RolledBack")  # type: ignore[arg-type]
@@ -288,11 +290,12 @@ def drain_node(stage: Stage) -> Row:
 
 def restart_operator(stage: Stage, word: str = "fjord") -> Row:
     """(g) The operator is killed while a canary has half the callers, and started again: the rollout goes on where it was."""
+    adapter = stage.tiny.adapter(word)
     stage.settle()
     world, began = stage.world, time.monotonic()
     old, new = stage.serving, f"{stage.engine}-{word}"
     stage.timeline.allow(MODEL, word, began)
-    world.publish(stage.tiny.adapter(word), new, MODEL, SERVER)
+    world.publish(adapter, new, MODEL, SERVER)
     world.wait_taken_in(SERVER, MODEL, 2)
     world.stack.operator.kill()
     stage.dwell()
