@@ -15,7 +15,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from llamero.agent.agent import Agent
-from llamero.cli.localserver import NAMESPACE, LocalAdapter, LocalManifest, LocalServer, LocalStatus
+from llamero.cli.localserver import NAMESPACE, LocalAdapter, LocalManifest, LocalServer, LocalServerError, LocalStatus
 from llamero.lifecycle.serving.servers import decide
 from llamero.lifecycle.serving.world import (
     AdapterView,
@@ -86,9 +86,15 @@ class LocalController:
 
     async def run(self) -> None:
         """Steps until cancelled. A step that fails is logged and taken again."""
+        said = ""
         while True:
             try:
                 await self.step()
+                said = ""
+            except LocalServerError as error:  # somebody edits a file by hand: what is served goes on
+                if str(error) != said:
+                    said = str(error)
+                    self._tell(Note("Unreadable", said, True))
             except Exception:
                 log.exception("a look at %s failed", self.server.name)
             await asyncio.sleep(STEP_SECONDS)

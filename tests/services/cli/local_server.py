@@ -56,6 +56,11 @@ class LocalServing:
         found = next((n for n in self.server.read_status().server.models if n.name == model), None)
         return found if found is not None else NameStatus(name=model)
 
+    def stalled(self) -> str:
+        """Why the server's manifest can't be followed; empty where it can."""
+        conditions = self.server.read_status().server.conditions
+        return next((c.message for c in conditions if c.type == "Stalled" and c.status == "True"), "")
+
     def wait_for(self, what: str, condition: Any, seconds: float = 60) -> None:
         """Until the condition of the name's status holds."""
         deadline = time.monotonic() + seconds
