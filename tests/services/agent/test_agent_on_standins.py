@@ -139,8 +139,8 @@ async def test_vllm_is_given_its_adapters_again_after_it_died(
 
 
 async def test_vllm_says_itself_what_it_can_t_serve(start_stand_in: StandIn, tiny: Tiny, tmp_path: Path) -> None:
-    url = start_stand_in(VLLM, *vllm_arguments(tiny, rank=4), **GATE)[1]
-    wide = tiny.variant("wide", lambda f: build_adapter(tiny.base, f, "delta", rank=8))
+    url = start_stand_in(VLLM, *vllm_arguments(tiny, rank=8), **GATE)[1]
+    wide = tiny.variant("wide", lambda f: build_adapter(tiny.base, f, "delta", rank=16))
     swapped = tiny.variant(
         "swapped", lambda f: swap_weights(tiny.base, tiny.adapter("amber"), tiny.adapter("birch"), f)
     )
