@@ -1,6 +1,7 @@
 """What a ModelServer comes to in the cluster: valid for every Kubernetes version served, restricted, and started as launchers document."""
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -459,6 +460,13 @@ def test_every_reserved_option_of_tgi_and_vllm_is_documented() -> None:
     assert {o for o in RESERVED["tgi"] if o.startswith("--")} - further <= set(TGI_VARIABLES.values())
     plugins = {"--code-revision", "--reasoning-parser-plugin", "--enable-log-outputs"}
     assert {o for o in RESERVED["vllm"] if o.startswith("--")} - further - plugins <= VLLM_OPTIONS
+
+
+def test_every_reserved_option_of_the_cpu_engine_is_one_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_engine_settings(["--help"])
+    documented = set(re.findall(r"--[a-z][-a-z]*", capsys.readouterr().out))
+    assert {o for o in RESERVED["cpu"] if o.startswith("--")} <= documented
 
 
 @each_engine

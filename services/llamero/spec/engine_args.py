@@ -110,7 +110,6 @@ RESERVED: Mapping[EngineType, Mapping[str, str]] = {
         "--base": _BASE,
         "--name": _BASE,
         "--adapter": _ADAPTERS,
-        "--max-adapters": _ROOM,
         "--host": _ADDRESS,
         "--port": _ADDRESS,
         "--port-file": _ADDRESS,
