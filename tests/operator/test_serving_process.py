@@ -223,6 +223,20 @@ def test_the_deployment_follows_the_spec_and_what_others_change_of_it_is_undone(
     wait(stack, lambda: (stack.plane.api.find(path) or made)["metadata"]["uid"] != made["metadata"]["uid"], "a new one")
 
 
+def test_an_operator_that_dies_at_any_of_its_writes_comes_to_the_same_end(stack: Stack, tmp_path: Path) -> None:
+    for point in (2, 3, 5, 7, 9, 11):
+        name = f"idle-{point}"
+        stack.operator.kill()
+        stack.submit(server(name, tmp_path / "base", replicas=0))
+        stack.operator.start(wait=False, LLAMERO_FAULT=f"kill:{point}")
+        until(lambda: stack.operator.returncode == -signal.SIGKILL, f"the end at point {point}", 60, 0.05)
+        stack.operator.start()
+        path = path_of("apps/v1", "Deployment", stack.namespace, names.engine_name(name))
+        wait(stack, lambda path=path: stack.plane.api.find(path), f"the Deployment after point {point}")
+        wait(stack, lambda name=name: server_status(stack, name).observed_generation == 1, f"a status after {point}")
+        assert names.FINALIZER in (find(stack, name, "ModelServer") or {})["metadata"]["finalizers"]
+
+
 def test_a_spec_that_is_wrong_is_told_with_its_mistakes_and_nothing_is_made_of_it(stack: Stack, tmp_path: Path) -> None:
     stack.submit(server("wrong", tmp_path / "base", engine={"type": "cpu", "args": ["--port=1"]}))
 
@@ -264,9 +278,13 @@ def test_a_job_makes_the_server_for_its_adapter_and_tells_of_the_rollout_when_it
             # Played workers tell of another base, so that the server's verdict is known beforehand.
             return found is not None and (found.status, found.reason) == ("False", "BaseMismatch")
 
-        wait(stack, is_told_of, "the job to repeat what the server says of its adapter", 30)
+        wait(stack, is_told_of, "the job to repeat what the server says of its adapter")
+        time.sleep(2)
+        writes = stack.operator.metric("llamero_api_writes_total")
+        time.sleep(4)  # some looks at a server whose pods have no node: what is to be seen is that nothing is written
+        assert stack.operator.metric("llamero_api_writes_total") == writes
         stack.delete("tutor")
         stack.wait_gone("tutor")
         assert find(stack, server, "ModelServer") is not None and list(stack.adapters()) == ["tutor-r1"]
         stack.plane.api.delete(stack.path("tutor-r1", "Adapter"))
-        wait(stack, lambda: not stack.adapters(), "the adapter, which no pod ever had, to go", 30)
+        wait(stack, lambda: not stack.adapters(), "the adapter, which no pod ever had, to go")
