@@ -95,7 +95,7 @@ def values(broker: RedisServer) -> Manifest:
             "namespaces": [TEAM],
             "healthPort": free_port(),
             "metricsPort": free_port(),
-            "pods": {kind: dict(SMALL) for kind in ("data", "evaluation", "helper")}
+            "pods": {kind: dict(SMALL) for kind in ("data", "evaluation", "helper", "cpu", "agent")}
             | {"training": {**SMALL, "sharedMemory": "256Mi"}},
             "intervals": {"statusIntervalSeconds": 1, "pollSeconds": 5},
         },
@@ -130,7 +130,9 @@ def build_job(repository: Path, data: Path) -> Manifest:
             "baseModel": {"uri": str(repository / "examples" / "tiny-base")},
             "data": {"sources": [{"uri": str(data), "format": "alpaca"}], "workers": 1, "evaluationFraction": 0.1},
             "training": {
-                "maxSteps": 4,
+                # Long enough that the adapter answers otherwise than its base: one that does not is not served.
+                "maxSteps": 40,
+                "learningRate": 0.01,
                 "sequenceLength": 128,
                 "lora": {"rank": 4, "alpha": 8},
                 "resources": {"gpus": 0},
@@ -288,6 +290,30 @@ def test_a_person_with_the_role_edit_writes_no_status(finished: Cluster, person:
         "auth", "can-i", "update", "ftj", "--subresource=status", namespace=TEAM, kubeconfig=person, check=False
     )
     assert asked.stdout.strip() == "no"
+
+
+def test_the_charts_chat_service_answers_by_the_jobs_adapter(finished: Cluster) -> None:
+    address = f"{chat_addresses(finished)[0]}:8080"
+
+    def is_served() -> bool:
+        return "first" in [model["id"] for model in ask(address, "/v1/models")["data"]]
+
+    try:
+        until(is_served, "the job's adapter to be served", 120)
+    except AssertionError:
+        print(finished.plane.kubectl("get", "ms,adapters", "-o", "yaml", namespace=TEAM).stdout)
+        print(finished.plane.describe(TEAM))
+        raise
+    (server,) = finished.plane.api.items(path_of("llamero.dev/v1alpha1", "ModelServer", TEAM))
+    (served,) = server["status"]["models"]
+    assert (served["name"], served["adapter"], served["state"]) == ("first", "first-r1", "Serving")
+    body = {"model": "first", "messages": [{"role": "user", "content": "Name thing 3."}], "max_tokens": 4}
+    request = urllib.request.Request(
+        f"http://{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        said = json.loads(answer.read())
+    assert said["model"] == "first" and said["choices"][0]["message"]["role"] == "assistant"
 
 
 def test_nothing_was_forbidden_to_the_operator_on_the_way(finished: Cluster) -> None:
