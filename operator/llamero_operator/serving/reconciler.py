@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 Decide = Callable[[ServerWorld, ServingLimits, datetime], ServerDecision]
 
 CONFLICT_SECONDS = 0.05
+LEAST_SECONDS = 0.1
+"""Between two passes that no news asked for."""
 BACKOFF_LIMIT_SECONDS = 10.0
 """Longest time between two tries after errors: what serves should not wait for as long as what trains."""
 EARLY = 0.9
@@ -99,13 +101,14 @@ class ServerReconciler(Passes):
             self._busy.add(key)
         else:
             self._busy.discard(key)
-        refused = dict(await apply(self.tools, record, world, decision, EARLY * wake_after))
+        every_seconds = EARLY * max(wake_after, self._limits.busy_poll_seconds)
+        refused = dict(await apply(self.tools, record, world, decision, every_seconds))
         return self._next_pass(key, refused, wake_after)
 
     def _seconds_to_next(self, decision: ServerDecision) -> float:
         """Also a server that waits for nothing is looked at now and then: its agents are to be heard."""
         wanted = self._limits.poll_seconds if decision.wake_after is None else decision.wake_after
-        return min(max(wanted, 0.0), self._limits.poll_seconds)
+        return min(max(wanted, LEAST_SECONDS), self._limits.poll_seconds)
 
     def _next_pass(self, key: Key, refused: dict[str, str], wake_after: float) -> float:
         news = refused != self._refused.get(key, {})
