@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.api import path_of
+
+from llamero.spec.names import engine_name
 from llamero.spec.status import Condition
 from serving.answers import STREAM_BROKEN, Answer, Tally, Timeline, describe_faults
 from serving.fixtures import Tiny
@@ -22,6 +25,7 @@ FIRST = "amber"
 REFUSAL_SECONDS = 60.0
 CRASH_SECONDS = 120.0
 DWELL_SECONDS = 1.5
+REVISION = "deployment.kubernetes.io/revision"
 
 # What makes each engine end as soon as it starts, as a person's edit of the ModelServer may.
 CRASHING: Mapping[str, Mapping[str, Any]] = {
@@ -276,8 +280,7 @@ def drain_node(stage: Stage) -> Row:
     """(f) A node with a replica on it is drained: the pod moves, nobody notices."""
     stage.settle()
     world, began = stage.world, time.monotonic()
-    nodes = sorted({pod["spec"]["nodeName"] for pod in world.pods(SERVER)})
-    assert len(nodes) > 1, f"all replicas are on {nodes}: a drain would prove nothing"
+    nodes = _spread(stage)
     world.drain(nodes[-1])
     drained = time.monotonic()
     back = world.wait_pods(SERVER, stage.replicas, adapters=1)
@@ -286,6 +289,40 @@ def drain_node(stage: Stage) -> Row:
     return stage.row(
         "a node drain", began, seconds={"to drain": drained - began, "to all ready again": max(back, drained) - began}
     )
+
+
+def _spread(stage: Stage) -> list[str]:
+    """The nodes that the pods are on; where rolling restarts have brought all to one, a pod is moved first."""
+    world = stage.world
+    nodes = sorted({pod["spec"]["nodeName"] for pod in world.pods(SERVER)})
+    if len(nodes) == 1:
+        world.cordon(nodes[0])
+        pod = world.pods(SERVER)[0]["metadata"]["name"]
+        world.stack.plane.api.delete(path_of("v1", "Pod", world.namespace, pod))
+        world.wait(lambda: len({p["spec"].get("nodeName") for p in world.pods(SERVER)}) > 1, "a pod on another node")
+        stage.settle()
+        world.uncordon(nodes[0])
+        nodes = sorted({pod["spec"]["nodeName"] for pod in world.pods(SERVER)})
+    return nodes
+
+
+def gather(stage: Stage, words: tuple[str, str] = ("cedar", "delta")) -> tuple[Row, int]:
+    """Two adapters for two further names come close together; how often the pods were given another template for them."""
+    adapters = {f"{word}-fan": stage.tiny.adapter(word) for word in words}
+    stage.settle()
+    world, began = stage.world, time.monotonic()
+    path = path_of("apps/v1", "Deployment", world.namespace, engine_name(SERVER))
+    revision = int(world.stack.plane.api.get(path)["metadata"]["annotations"][REVISION])
+    for model, adapter in adapters.items():
+        world.publish(adapter, f"{stage.engine}-{adapter.word}", model, SERVER)
+    for model, adapter in adapters.items():
+        served = world.wait_served(SERVER, model, f"{stage.engine}-{adapter.word}")
+        stage.timeline.allow(model, adapter.word, began)
+        stage.load.models.append(model)
+    stage.settle()
+    stage.dwell()
+    row = stage.row("two adapters at once", began, seconds={"published to both served": served - began})
+    return row, int(world.stack.plane.api.get(path)["metadata"]["annotations"][REVISION]) - revision
 
 
 def restart_operator(stage: Stage, word: str = "fjord") -> Row:

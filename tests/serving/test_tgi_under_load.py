@@ -4,7 +4,7 @@ import pytest
 
 from serving.conftest import SetStage, require_whole
 from serving.makers import corrupt
-from serving.stories import Stage, answer_badly, refuse, roll_out
+from serving.stories import Stage, answer_badly, gather, refuse, roll_out
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -20,6 +20,13 @@ def test_a_good_adapter_comes_by_a_rolling_restart_without_a_failed_or_a_wrong_a
     require_whole(row)
     assert set(row.tally.answered_by) == {"amber", "birch"}
     assert not before & {pod["metadata"]["uid"] for pod in stage.world.pods("tiny")}
+
+
+def test_adapters_that_come_close_together_are_gathered_into_one_restart(stage: Stage) -> None:
+    row, templates = gather(stage)
+    require_whole(row)
+    assert templates == 1
+    assert {"cedar", "delta"} <= set(row.tally.answered_by)
 
 
 def test_a_damaged_adapter_is_refused_before_the_engine_starts_and_the_old_pod_goes_on(stage: Stage) -> None:

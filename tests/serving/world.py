@@ -220,6 +220,9 @@ class ServingWorld:
             "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s", seconds=90
         )
 
+    def cordon(self, node: str) -> None:
+        self.stack.plane.kubectl("cordon", node)
+
     def uncordon(self, node: str) -> None:
         self.stack.plane.kubectl("uncordon", node)
 

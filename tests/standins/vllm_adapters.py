@@ -4,6 +4,7 @@ Read from its source (vllm/lora/peft_helper.py, vllm/lora/worker_manager.py, vll
 """
 
 import json
+import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from standins.llama import Llama, LoraPair
 from standins.weights import WeightsError, read_tensors
 
 BLOCK_TOKENS = 16
+REFUSED = {"500": (500, "InternalServerError"), "400": (400, "BadRequestError")}
+"""How a load that the engine refuses is answered: by newer releases as an error of the server, by older ones as one of the request."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -46,7 +49,7 @@ def load_adapter(base: Llama, folder: Path, limits: LoraLimits) -> Llama:
             raise ValueError(f"{folder} doesn't contain tensors")
         return base.with_adapter(_pairs(base, config, read_tensors(weights)))
     except (ValueError, KeyError, WeightsError) as error:
-        raise LoadFault(400, "BadRequestError", str(error)) from error
+        raise LoadFault(*REFUSED[os.environ.get("STANDIN_VLLM_REFUSES_BY", "500")], str(error)) from error
 
 
 def _check(config: dict[str, Any], limits: LoraLimits) -> None:

@@ -208,6 +208,25 @@ async def test_what_vllm_says_of_a_load_is_confirmed_in_its_list_of_models() -> 
         await client.unload("ns-b")
 
 
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ("LoRA rank 128 is greater than max_lora_rank 64.", EngineRefusal),
+        ("EngineCore encountered an issue. See stack trace (above) for the root cause.", EngineTrouble),
+        ("CUDA out of memory.", EngineTrouble),
+    ],
+)
+async def test_newer_releases_of_vllm_tell_an_adapters_fault_as_one_of_the_server(
+    told: str, error: type[Exception]
+) -> None:
+    body = {"error": {"message": told, "type": "InternalServerError", "param": None, "code": 500}}
+    async with answering("vllm", {"/v1/load_lora_adapter": (500, body), "/v1/models": (200, MODELS)}) as client:
+        with pytest.raises(error, match="HTTP 500") as found:
+            await client.load("ns-b", Path("/b"))
+    assert type(found.value) is error
+    assert told[:20] in str(found.value)
+
+
 async def test_tgi_loads_nothing_at_run_time() -> None:
     async with answering("tgi", {}) as client:
         assert await client.loaded() is None

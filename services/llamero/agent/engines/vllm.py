@@ -5,6 +5,7 @@ adapter was replaced may answer from the old one's prefix cache: ids are never r
 https://docs.vllm.ai/en/latest/features/lora.html
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from llamero.agent.engines.http import LOAD_SECONDS, SCORE_SECONDS, TOKEN_SECOND
 from llamero.spec.server import EngineType
 
 LOAD_PATH, UNLOAD_PATH, COMPLETIONS_PATH = "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/completions"
+
+
+_DYING = re.compile(r"EngineCore|EngineDead|engine is dead|out of memory|timed? ?out", re.IGNORECASE)
 
 
 class VllmEngine(HttpEngine):
@@ -92,7 +96,13 @@ class VllmEngine(HttpEngine):
         return self._base
 
     def explain(self, status: int, text: str, path: str) -> EngineTrouble | EngineRefusal:
-        """As for all, but for a load endpoint that is not there."""
+        """As for all, but for a load endpoint that is not there, and for loads that are refused as if by a fault of the server.
+
+        What the engine finds wrong with an adapter (its rank, its modules, its files) is 400 in older releases and 500 in newer ones; an
+        engine that is dying, or has no room now, answers 500 too, and is asked again.
+        """
+        if status == 500 and path == LOAD_PATH and '"InternalServerError"' in text and not _DYING.search(text):
+            return EngineRefusal(str(super().explain(status, text, path)))
         if status in (404, 405) and path in (LOAD_PATH, UNLOAD_PATH) and "adapter" not in text:
             return EngineTrouble(
                 f"vLLM has no {path}: start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
