@@ -19,7 +19,7 @@ def test_every_dependency_is_pinned(repository: Path) -> None:
     }
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~! ]", requirement)[0]).lower() for requirement in wanted}
     assert names - pinned == set()
-    assert set(project["optional-dependencies"]) == {"operator", "data", "training", "engine", "chat", "dev"}
+    assert set(project["optional-dependencies"]) == {"operator", "data", "training", "engine", "agent", "chat", "dev"}
 
 
 def test_setting_up_again_changes_nothing(repository: Path) -> None:
