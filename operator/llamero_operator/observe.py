@@ -77,7 +77,7 @@ def view_pod(pod: Object) -> PodView:
         running_since=parse_time((state.get("running") or state.get("terminated") or {}).get("startedAt")),
         deleting=bool(metadata.get("deletionTimestamp")),
         unschedulable=find_unschedulable(conditions),
-        waiting=find_waiting(status) if phase == "Pending" else None,
+        waiting=_find_waiting(status) if phase == "Pending" else None,
         exit_code=int(ended["exitCode"]) if has_ended and "exitCode" in ended else None,
         reason=_find_reason(status, conditions, ended if has_ended else {}),
         outcome=Outcome.from_termination_message(ended.get("message")) if has_ended else None,
@@ -109,7 +109,7 @@ def find_unschedulable(conditions: Mapping[str, Object]) -> str | None:
     return sentence(scheduled.get("message")) or sentence(scheduled.get("reason")) or "the pod has no node"
 
 
-def find_waiting(status: Object) -> str | None:
+def _find_waiting(status: Object) -> str | None:
     """Why a container does not start, the init containers first."""
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}

@@ -6,7 +6,7 @@ from typing import Any
 from llamero.kube import objects
 from llamero.kube.client import Kube, Object
 from llamero.kube.errors import Conflict, NotFound
-from llamero.kube.objects import ADAPTERS, CONFIG_MAPS, SERVERS
+from llamero.kube.objects import CONFIG_MAPS, SERVERS
 
 
 async def observe_server(kube: Kube, namespace: str, name: str) -> Object:
@@ -28,11 +28,6 @@ async def ensure_server(kube: Kube, manifest: Mapping[str, Any]) -> Object | Non
         if not error.is_there:
             raise
         return None
-
-
-async def observe_adapter(kube: Kube, namespace: str, name: str) -> Object:
-    """The Adapter as the API server has it now. Raises NotFound."""
-    return await objects.read(kube, ADAPTERS, namespace, name)
 
 
 async def observe_config_map(kube: Kube, namespace: str, name: str) -> Object | None:
