@@ -88,7 +88,7 @@ def check_models(server: ModelServer) -> Iterator[Problem]:
         if model.adapter is not None and model.adapter in model.rollback:
             yield Problem(
                 (*path, "rollback"),
-                f"`{model.adapter}` is pinned, so that rolling it back has no effect: remove the pin",
+                f"`{model.adapter}` is pinned and rolled back at once, so that it does not serve: take it from one of the two",
                 Severity.WARNING,
             )
         if model.promote is not None and model.promote in model.rollback:
