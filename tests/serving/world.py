@@ -53,7 +53,7 @@ STRATEGY = {
     "steps": [50, 100],
     "intervalSeconds": 1,
     "maxStepSeconds": 60,
-    "analysis": {"minRequests": 8, "minVotes": 5},
+    "analysis": {"minRequests": 16, "minVotes": 4},
 }
 SMALL = {"cpuRequest": "100m", "memoryRequest": "100Mi", "memoryLimit": "4Gi", "sharedMemory": "64Mi", "scratch": "1Gi"}
 ENGINE_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
