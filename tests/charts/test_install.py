@@ -327,9 +327,15 @@ def test_an_upgrade_keeps_crds_jobs_and_adapters_and_the_operator_goes_on(finish
     after = finished.job("first")
     assert finished.crd_uids() == crds
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
-    assert after["status"] == before["status"]
+    assert conditions_of(after) == conditions_of(before)
+    assert {**after["status"], "conditions": None} == {**before["status"], "conditions": None}
     finished.plane.kubectl("patch", "ftj", "first", "--type=merge", "-p", '{"spec": {"suspend": true}}', namespace=TEAM)
     until(lambda: seen_generation(finished) == generation(finished), "the new operator to see an edit", 60)
+
+
+def conditions_of(job: Manifest) -> dict[str, str]:
+    """What holds, by type, but of its rollout: that may go on while operators are replaced."""
+    return {c["type"]: c["status"] for c in job["status"]["conditions"] if c["type"] != "RolledOut"}
 
 
 def seen_generation(cluster: Cluster) -> int:
