@@ -203,6 +203,7 @@ def view_deployment(thing: Object) -> DeploymentView:
         updated=updated,
         available=available,
         settled=is_seen and replicas == updated == available == wanted,
+        serves=str((metadata.get("annotations") or {}).get(names.SERVES_ANNOTATION) or ""),
         message=_find_deployment_message(status),
     )
 

@@ -56,6 +56,17 @@ BY_STATUS: Mapping[int, Problem] = {
 }
 
 
+# What TGI's sentences begin with: its streamed chats tell no error_type, and 422 whatever happened.
+BY_SENTENCE: Mapping[str, Problem] = {
+    "Input validation error": UNPROCESSABLE,
+    "Template error": UNPROCESSABLE,
+    "Tool error": UNPROCESSABLE,
+    "Model is overloaded": OVERLOADED,
+    "Request failed during generation": ENGINE_FAILED,
+    "Incomplete generation": ENGINE_FAILED,
+}
+
+
 class ChatError(Exception):
     """A request that is not answered: the kind of problem, a sentence, and the parameter at fault where there is one."""
 
@@ -86,14 +97,20 @@ def read_engine_error(status: int, payload: Any) -> ChatError:
     error_type = payload.get("error_type") if isinstance(payload, dict) else None
     if isinstance(told, dict):
         error_type = error_type or told.get("type")
+        code = told.get("code")
+        status = code if status == 200 and isinstance(code, int) else status  # vLLM's, in a stream
         told = told.get("message")
-    problem = BY_ERROR_TYPE.get(str(error_type).lower()) or BY_STATUS.get(status) or ENGINE_FAILED
+    problem = BY_ERROR_TYPE.get(str(error_type).lower()) or _by_sentence(told) or BY_STATUS.get(status) or ENGINE_FAILED
     if problem is ENGINE_AWAY:
         return ChatError(
             problem, "The engine behind this model is not ready for it just now. Try again a little later."
         )
     message = told if isinstance(told, str) and told else f"The engine answered with status {status}."
     return ChatError(problem, message)
+
+
+def _by_sentence(told: Any) -> Problem | None:
+    return next((p for start, p in BY_SENTENCE.items() if isinstance(told, str) and told.startswith(start)), None)
 
 
 def engine_away(model: str) -> ChatError:

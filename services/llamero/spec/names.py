@@ -158,6 +158,8 @@ LABEL_SERVER = f"{GROUP}/server"
 LABEL_SERVER_UID = f"{GROUP}/server-uid"
 SERVED_FINALIZER = f"{GROUP}/served"
 """On an Adapter while engines have it, so that its deletion waits until no request can go to it."""
+SERVES_ANNOTATION = f"{GROUP}/serves"
+"""On a ModelServer's Deployment: the engine and base that it was made for."""
 GATHERED_ANNOTATION = f"{GROUP}/gathered"
 """On the pods of an engine that reads its adapters at start: the served ids that they were started with, a JSON list."""
 ROUTES_NAME = "llamero-routes"
@@ -367,6 +369,11 @@ def engine_name(server: str) -> str:
 def wanted_name(server: str) -> str:
     """The ConfigMap with the adapters that its pods start with (`spec.serving.AgentWanted`): `<server>-wanted`."""
     return f"{server}-wanted"
+
+
+def serves_mark(engine: str, base: str, revision: str | None) -> str:
+    """What a ModelServer's Deployment was made for, which never changes: `tgi meta-llama/Llama-3.2-1B@<revision>`."""
+    return f"{engine} {base}" + (f"@{revision}" if revision else "")
 
 
 def server_key(namespace: str, server: str) -> str:

@@ -121,7 +121,9 @@ class ServedNameSpec(SpecModel):
 class ModelServerSpec(SpecModel):
     """A base model on an engine, and its public names."""
 
-    base_model: BaseModelRef = Field(description="The base model. Exactly one of `name` and `uri`.")
+    base_model: BaseModelRef = Field(
+        description="The base model. Exactly one of `name` and `uri`; never changed: another base is another ModelServer."
+    )
     engine: EngineSpec = Field(default_factory=EngineSpec, description="The inference server.")
     replicas: int = Field(1, ge=0, le=1000, description="Pods; without effect where `autoscaling` is set.")
     autoscaling: AutoscalingSpec | None = Field(None, description="More pods while requests queue.")

@@ -33,6 +33,24 @@ _ENGINE_RULES = (
     ),
 )
 
+_FIXED_RULES = (
+    *(
+        CelRule(
+            ("spec", "baseModel"),
+            f"{given(f'self.{field}')} == {given(f'oldSelf.{field}')} && (!{given(f'self.{field}')} || self.{field} == oldSelf.{field})",
+            "the base of a ModelServer never changes: make another ModelServer for the new one",
+            field=f".{field}",
+        )
+        for field in ("name", "uri", "revision")
+    ),
+    CelRule(
+        ("spec", "engine"),
+        "self.type == oldSelf.type",
+        "the engine of a ModelServer never changes: make another ModelServer for the new one",
+        field=".type",
+    ),
+)
+
 _SCALE_RULES = (
     CelRule(
         ("spec", "autoscaling"),
@@ -78,6 +96,7 @@ SERVER_RULES: tuple[CelRule, ...] = (
     ),
     *BASE_RULES,
     *_ENGINE_RULES,
+    *_FIXED_RULES,
     *_SCALE_RULES,
     *_NAME_RULES,
     *build_strategy_rules(("spec", "strategy")),

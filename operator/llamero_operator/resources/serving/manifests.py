@@ -68,7 +68,11 @@ def build_deployment(world: ServerWorld, decision: ServerDecision, settings: Ope
     }
     if not (is_autoscaled(world) and decision.replicas > 0):
         deployment["replicas"] = decision.replicas
-    return _object(world, "apps/v1", "Deployment", names.engine_name(world.name), {"spec": deployment})
+    manifest = _object(world, "apps/v1", "Deployment", names.engine_name(world.name), {"spec": deployment})
+    base = spec.base_model
+    mark = names.serves_mark(spec.engine.type, base.name or base.uri or "", base.revision)
+    manifest["metadata"]["annotations"] = {names.SERVES_ANNOTATION: mark}
+    return manifest
 
 
 def is_autoscaled(world: ServerWorld) -> bool:

@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 from llamero.lifecycle.serving.world import ServerWorld, ServingLimits
 from llamero.lifecycle.validity import Obstacle
+from llamero.spec import names
 from llamero.spec.status import MAX_MESSAGE
 
 
@@ -13,7 +14,24 @@ def find_obstacle(world: ServerWorld, limits: ServingLimits) -> Obstacle | None:
         text = " ".join(p if p.endswith(".") else f"{p}." for p in world.problems)
         text = text or "The manifest can't be read: mend it."
         return Obstacle("InvalidSpec", text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 4]} ...")
-    return _check_base(world, limits) or _check_class(world, limits)
+    return _check_change(world) or _check_base(world, limits) or _check_class(world, limits)
+
+
+def _check_change(world: ServerWorld) -> Obstacle | None:
+    """Another base or engine is another server: its adapters would be gone at once, and callers with them."""
+    assert world.server is not None
+    spec = world.server.spec
+    mark = names.serves_mark(
+        spec.engine.type, spec.base_model.name or spec.base_model.uri or "", spec.base_model.revision
+    )
+    made_for = world.deployment.serves if world.deployment is not None else ""
+    if made_for in ("", mark):
+        return None
+    return Obstacle(
+        "BaseChanged",
+        f"The server was made for {made_for[:160]!r}, and base and engine of a server never change: put them back, and make another "
+        "ModelServer for the new ones.",
+    )
 
 
 def _check_base(world: ServerWorld, limits: ServingLimits) -> Obstacle | None:

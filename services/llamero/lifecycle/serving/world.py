@@ -87,6 +87,7 @@ class DeploymentView:
     updated: int = 0
     available: int = 0
     settled: bool = False
+    serves: str = ""  # `names.serves_mark` of what it was made for
     message: str = ""  # of its Progressing or ReplicaFailure condition, where it does not get on
 
 

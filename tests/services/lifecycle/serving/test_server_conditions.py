@@ -11,7 +11,8 @@ from services.lifecycle.serving.simulation import START, Chat, Cluster, build_se
 from llamero.lifecycle.bounds import MAX_STATUS_BYTES
 from llamero.lifecycle.serving.bounds import fits, shrink
 from llamero.lifecycle.serving.servers import decide
-from llamero.lifecycle.serving.world import ServingCapabilities
+from llamero.lifecycle.serving.world import ServingCapabilities, ServingLimits
+from llamero.spec.names import serves_mark
 from llamero.spec.server import (
     ModelServerStatus,
     NameStatus,
@@ -147,6 +148,20 @@ def test_what_the_operators_settings_forbid_stalls_a_server(
     decision = cluster.look()
     assert cluster.status.phase == "Failed" and conditions(cluster)["Stalled"] == ("True", reason)
     assert not decision.deploy and decision.wanted is None
+
+
+def test_a_server_made_for_another_base_serves_on_and_says_so() -> None:
+    world = build_cluster().world()
+    assert world.deployment is not None and world.server is not None
+    moved = replace(world, deployment=replace(world.deployment, serves="cpu s3://models/another"))
+    decision = decide(moved, ServingLimits(), START)
+    stalled = decision.status.conditions[2]
+    assert (stalled.type, stalled.reason) == ("Stalled", "BaseChanged") and "another" in stalled.message
+    assert not decision.deploy and decision.wanted is None and decision.routes == world.routed
+    base = world.server.spec.base_model
+    mark = serves_mark(world.server.spec.engine.type, base.name or base.uri or "", base.revision)
+    same = replace(world, deployment=replace(world.deployment, serves=mark))
+    assert decide(same, ServingLimits(), START).deploy
 
 
 def test_more_names_than_there_is_room_for_are_told() -> None:
