@@ -113,8 +113,8 @@ def on_stage(
 ) -> Iterator[Stage]:
     """A server whose name is served by the first adapter, and clients that ask it."""
     timeline = Timeline()
-    world.create_server(server, engine, replicas)
     world.publish(tiny.adapter(FIRST), f"{engine}-first", MODEL, server)
+    world.create_server(server, engine, replicas)
     world.wait_served(server, MODEL, f"{engine}-first")
     world.wait_pods(server, replicas, adapters=1)
     timeline.allow(MODEL, FIRST, time.monotonic())
