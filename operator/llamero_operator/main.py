@@ -131,6 +131,7 @@ async def _work(
     tools = Tools(kube, broker, store, events, settings, metrics)
     reconciler = Reconciler(tools, queue, vitals, decide, capabilities)
     vitals.oldest_waiting = lambda: queue.oldest_seconds
+    store.wake_job = queue.add
     kinds = watched_kinds(settings.serving.enabled)
     vitals.work(kinds)
     serving = None

@@ -4,7 +4,7 @@ Fed by the watches and by the answers to the operator's own writes; an object is
 that a pass never decides from a state older than its own last write. Pods and children are kept as views, not as dictionaries.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,7 @@ class Store:
         self._adapters: dict[Key, dict[str, _Adapter]] = {}  # of a job's key, by name
         self._adapter_owners: dict[Key, Key] = {}
         self._owners: dict[tuple[str, Key], str] = {}  # (kind, key) → uid of the FineTuneJob
+        self.wake_job: Callable[[Key], None] = lambda key: None
         self._gone: dict[str, None] = {}  # uids that were deleted: a late answer about one must not bring it back
 
     # Feeding
@@ -131,6 +132,12 @@ class Store:
             is_news = self._pods.get(uid, {}).get(key) != pod
             self._pods.setdefault(uid, {})[key] = pod
         return self._names_of.get(uid) if is_news else None
+
+    def put_own_write(self, kind: str, thing: Object) -> None:
+        """Takes in the answer to a write of the serving side. The job that it concerns is woken: the watch shows it no news any more."""
+        job = self.put(kind, thing)
+        if job is not None:
+            self.wake_job(job)
 
     def remove(self, kind: str, key: Key, uid: str | None = None) -> Key | None:
         """Forgets an object (with `uid`, only that very one). Returns the key of the FineTuneJob that it concerned."""

@@ -12,6 +12,9 @@ from llamero_operator.store import Store
 TINY, OTHER = ("team-a", "tiny"), ("team-a", "other")
 
 
+ADAPTER_SPEC = {"uri": "s3://a", "sha256": "a" * 64, "base": "b", "baseSha256": "c", "model": "tutor"}
+
+
 class Known:
     """A store, and whom it woke since it was last asked."""
 
@@ -54,8 +57,7 @@ class Known:
         self.put("pods", name, metadata=metadata, spec={}, status={"phase": "Running", **status})
 
     def put_adapter(self, name: str = "tutor-r1", server: str = "", **parts: Any) -> None:
-        spec = {"uri": "s3://a", "sha256": "a" * 64, "base": "b", "baseSha256": "c", "model": "tutor", "server": server}
-        self.put("adapters", name, spec=spec, **parts)
+        self.put("adapters", name, spec={**ADAPTER_SPEC, "server": server}, **parts)
 
 
 @pytest.fixture
@@ -108,6 +110,18 @@ def test_an_adapter_wakes_the_servers_of_its_namespace_where_decisions_see_a_cha
     known.store.remove("adapters", ("team-a", "tutor-r1"))
     assert known.woken() == {TINY, OTHER}
     assert known.serving.adapters("team-a") == ()
+
+
+def test_the_serving_sides_own_write_of_an_adapter_wakes_the_job_that_made_it(known: Known) -> None:
+    woken: list[Key] = []
+    known.store.wake_job = woken.append
+    known.put("finetunejobs", "tutor", spec={})
+    labels = {names.LABEL_JOB: "tutor", names.LABEL_UID: "uid-tutor", names.LABEL_RUN: "1"}
+    adapter = known.put("adapters", "tutor-r1", metadata={"labels": labels}, spec=ADAPTER_SPEC)
+    answer = {**adapter, "metadata": {**adapter["metadata"], "resourceVersion": "999"}, "status": {"weight": 100}}
+    known.store.put_own_write("adapters", answer)
+    assert woken == [("team-a", "tutor")]
+    assert known.store.put("adapters", answer) is None, "the watch shows it no news"
 
 
 def test_an_adapter_whose_deletion_waits_has_its_namespace_looked_at(known: Known) -> None:

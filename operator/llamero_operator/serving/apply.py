@@ -176,7 +176,7 @@ async def _write_adapter(tools: ServingTools, work: Any) -> None:
     except NotFound:
         return  # deleted meanwhile: the watch will tell
     if answer is not None:
-        tools.store.put("adapters", answer)
+        tools.store.put_own_write("adapters", answer)
 
 
 # -- what pods are told, and where requests go ---------------------------------------------------------------------------------

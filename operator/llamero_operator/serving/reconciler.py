@@ -145,7 +145,7 @@ class ServerReconciler(Passes):
                 store.remove("modelservers", key)
         for view in store.serving.adapters(key[0]):
             try:
-                store.put("adapters", await objects.read(self.tools.kube, ADAPTERS, key[0], view.name))
+                store.put_own_write("adapters", await objects.read(self.tools.kube, ADAPTERS, key[0], view.name))
             except NotFound:
                 store.remove("adapters", (key[0], view.name), view.uid)
 
