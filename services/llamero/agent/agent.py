@@ -31,6 +31,8 @@ MISSES = 3
 DELAYS_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 CATCH_UP_SECONDS = 20.0
 """An agent that starts anew beside an engine at work proves its adapters again before it tells anything, for at most so long."""
+MAX_DEATHS = 2
+"""An engine that ended so often while it loaded an adapter gets it no more."""
 MAX_MESSAGE = 512
 SETTLED: frozenset[AdapterStage] = frozenset({"ready", "refused"})
 
@@ -51,6 +53,7 @@ class _Served:
     seconds: float = 0.0
     ready_at: float = 0.0
     is_unwanted: bool = False
+    deaths: int = 0  # of the engine while it loaded this adapter
     tries: int = 0
     retry_at: float = 0.0
     task: asyncio.Task[None] | None = None
@@ -342,7 +345,7 @@ class Agent:
         name, epoch = served.wanted.id, self._epoch
         served.stage = "loading"
         if self._engine.loads_at_runtime:
-            await self._engine.load(name, folder)
+            await self._load(served, folder)
         served.stage = "proving"
         proof = await prove(self._engine, name, served.golden)
         if epoch != self._epoch or served.stage != "proving":  # it was proven of a process that is gone
@@ -351,6 +354,18 @@ class Agent:
         served.ready_at = self._clock()
         served.seconds = self._clock() - (served.began or self._clock())
         log.info("%s answers, after %.1f s", name, served.seconds)
+
+    async def _load(self, served: _Served, folder: Path) -> None:
+        """Load it. An engine that ends over the same adapter again and again takes all others with it: the adapter is refused."""
+        try:
+            await self._engine.load(served.wanted.id, folder)
+        except EngineTrouble as trouble:
+            served.deaths += trouble.gone
+            if served.deaths >= MAX_DEATHS:
+                raise Refusal(
+                    f"The engine ended {served.deaths} times while it loaded {served.wanted.id}: see the engine's log. ({trouble})"
+                ) from trouble
+            raise
 
     async def _refuse(self, served: _Served, message: str) -> None:
         log.error("%s is refused: %s", served.wanted.id, message)

@@ -213,6 +213,36 @@ async def test_an_engine_that_starts_anew_gets_everything_again(
         again.stop()
 
 
+async def test_an_adapter_over_which_the_engine_ends_twice_is_refused_and_the_others_come_back(
+    launch_engine: Any, tmp_path: Path, store: Path, random_base: Path, publish_named: Publish
+) -> None:
+    engine = launch_engine(names=())
+    port = engine.url.rsplit(":", 1)[1]
+    deadly = publish_named("plain-b").wanted("deadly-r1")
+    good = publish_named("plain-a").wanted("good-r1")
+    client, engines = build_client("cpu", engine.url), [engine]
+    load = client.load
+
+    async def load_or_die(name: str, folder: Path) -> None:
+        if name == deadly.id:
+            engines[-1].process.kill()
+            engines[-1].process.wait()
+        await load(name, folder)
+
+    client.load = load_or_die  # type: ignore[method-assign]
+    async with running(client, tmp_path / "scratch", store) as agent:
+        agent.want(wish(random_base, good))
+        await until_stage(agent, good.id, "ready")
+        agent.want(wish(random_base, good, deadly, serial=2))
+        for _ in range(2):
+            await until(lambda: engines[-1].process.poll() is not None, agent.report)
+            engines.append(await asyncio.to_thread(launch_engine, "--port", port, names=()))
+        refused = await until_stage(agent, deadly.id, "refused")
+        assert "ended 2 times" in refused.message
+        await until(lambda: agent.report().ready_ids == {good.id}, agent.report)
+        assert engines[-1].process.poll() is None
+
+
 async def test_an_agent_that_starts_anew_finds_what_is_loaded_and_lets_go_what_is_not_wanted(
     client: EngineClient, engine: Any, tmp_path: Path, store: Path, random_base: Path, publish_named: Publish
 ) -> None:
