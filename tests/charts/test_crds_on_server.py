@@ -48,9 +48,12 @@ def test_the_server_finds_the_schemas_structural(control_plane: ControlPlane) ->
         assert "NonStructuralSchema" not in conditions
 
 
-@pytest.mark.parametrize(
-    "raw", [MINIMAL, *(yaml.safe_load(p.read_text()) for p in EXAMPLES)], ids=["minimal", *(p.stem for p in EXAMPLES)]
-)
+ALL_EXAMPLES = {p.stem: yaml.safe_load(p.read_text()) for p in EXAMPLES}
+JOBS = {"minimal": MINIMAL} | {name: raw for name, raw in ALL_EXAMPLES.items() if raw["kind"] == "FineTuneJob"}
+SERVERS = {name: raw for name, raw in ALL_EXAMPLES.items() if raw["kind"] == "ModelServer"}
+
+
+@pytest.mark.parametrize("raw", JOBS.values(), ids=JOBS)
 def test_the_servers_defaults_are_the_models(control_plane: ControlPlane, raw: Object) -> None:
     taken = try_out(control_plane, raw)
     assert FineTuneJob.model_validate(taken).spec == FineTuneJob.model_validate(raw).spec
@@ -222,6 +225,12 @@ def try_server(plane: ControlPlane, spec: Object | None = None) -> Object:
     raw = merge(MINIMAL_SERVER, {"spec": spec or {}})
     taken: Object = plane.api.request("POST", path_of(API_VERSION, "ModelServer", "default") + "?dryRun=All", raw)
     return taken
+
+
+@pytest.mark.parametrize("raw", SERVERS.values(), ids=SERVERS)
+def test_an_example_of_a_model_server_is_taken_as_it_is(control_plane: ControlPlane, raw: Object) -> None:
+    taken = try_server(control_plane, raw["spec"])
+    assert ModelServer.model_validate(taken).spec == ModelServer.model_validate(raw).spec
 
 
 def test_a_model_servers_defaults_are_the_models(control_plane: ControlPlane) -> None:
