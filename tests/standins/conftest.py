@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,25 @@ START_SECONDS = 30
 StandIn = Callable[..., tuple[Daemon, str]]
 
 
-@pytest.fixture(scope="session")
-def start_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """`start(program, *arguments, port_option=..., **environment)` → the process and its address, once it takes connections."""
-    folder = tmp_path_factory.mktemp("standins")
+@pytest.fixture(scope="module")
+def start_shared_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """As `start_stand_in`, until the file's end."""
+    with starting(tmp_path_factory.mktemp("standins")) as start:
+        yield start
+
+
+@pytest.fixture
+def start_stand_in(tmp_path: Path) -> Iterator[StandIn]:
+    """`start(program, *arguments, wait=True, **environment)` → the process and its address, once it takes connections; until the test's end."""
+    folder = tmp_path / "standins"
+    folder.mkdir()
+    with starting(folder) as start:
+        yield start
+
+
+@contextmanager
+def starting(folder: Path) -> Iterator[StandIn]:
+    """What starts them, and ends them."""
     started: list[Daemon] = []
 
     def start(program: str, *arguments: str, wait: bool = True, **environment: str) -> tuple[Daemon, str]:
@@ -33,6 +49,8 @@ def start_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn
             server.wait_ready(lambda: accepts_connections(port), START_SECONDS)
         return server, f"http://127.0.0.1:{port}"
 
-    yield start
-    for server in started:
-        server.kill()
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.kill()

@@ -19,11 +19,11 @@ from standins.text import Words
 PROGRAM = "text-generation-launcher"
 
 
-@pytest.fixture(scope="session")
-def url(start_stand_in: StandIn, tiny: Tiny) -> str:
+@pytest.fixture(scope="module")
+def url(start_shared_stand_in: StandIn, tiny: Tiny) -> str:
     """A server with the adapters a (amber) and b (birch)."""
     adapters = f"a={tiny.adapter('amber').folder},b={tiny.adapter('birch').folder}"
-    _, url = start_stand_in(
+    _, url = start_shared_stand_in(
         PROGRAM, MODEL_ID=str(tiny.base), LORA_ADAPTERS=adapters, ENABLE_PREFILL_LOGPROBS="true", HOSTNAME="127.0.0.1"
     )
     return url
