@@ -111,6 +111,10 @@ def test_a_fetch_that_ended_otherwise_refused_nothing(code: int) -> None:
             "the container engine ended with exit code 1",
         ),
         (
+            {"containerStatuses": [container(ENGINE, WAITS_TO_RESTART, ended(2, "Traceback\n\nmax_total_tokens: ask for less\n"), restarts=4)]},
+            "the container engine ended with exit code 2: max_total_tokens: ask for less",
+        ),
+        (
             {"containerStatuses": [container(ENGINE, WAITS_TO_RESTART, ended(137, reason="OOMKilled"), restarts=4)]},
             "the container engine ran out of memory and was ended",
         ),

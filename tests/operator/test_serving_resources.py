@@ -599,10 +599,20 @@ def test_gpu_engines_have_shared_memory_for_their_processes() -> None:
             assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
 
 
+def test_pods_of_one_template_are_spread_where_the_server_can() -> None:
+    newer = ServingCapabilities(disruption_budgets=True, autoscaling=True, spread_by_template=True)
+    world = make_world("cpu", capabilities=newer)
+    deployment = manifests.build_deployment(world, make_decision("cpu"), parse())
+    (spread,) = pod_of(deployment)["topologySpreadConstraints"]
+    assert spread["matchLabelKeys"] == ["pod-template-hash"]
+    kubernetes_validate.validate(deployment, "1.28", strict=True)
+
+
 @each_engine
 def test_replicas_are_spread_over_nodes(engine: EngineType) -> None:
     deployment = deploy(engine)
     (spread,) = pod_of(deployment)["topologySpreadConstraints"]
+    assert "matchLabelKeys" not in spread, "servers before 1.27 refuse what they do not know"
     assert spread["topologyKey"] == "kubernetes.io/hostname"
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert spread["labelSelector"]["matchLabels"].items() <= labels.items()

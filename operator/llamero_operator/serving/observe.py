@@ -32,6 +32,7 @@ DIGEST_ANNOTATION = f"{names.GROUP}/digest"
 """On what the operator makes for a server: digest of the manifest that it was made from."""
 CRASH_LOOP = "CrashLoopBackOff"
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})
+MAX_LAST_WORDS = 200
 MAX_TOLD = 1024
 
 
@@ -160,8 +161,15 @@ def _describe_end(ended: Object) -> str:
         return "ran out of memory and was ended"
     if code is None:
         return "ends again and again"
-    said = _parse_refusal(ended)
-    return f"ended with exit code {code}" + (f": {sentence(said.message)}" if said is not None else "")
+    refusal = _parse_refusal(ended)
+    said = sentence(refusal.message) if refusal is not None else _last_line(ended)
+    return f"ended with exit code {code}" + (f": {said}" if said else "")
+
+
+def _last_line(ended: Object) -> str:
+    """The last words of a process that ended: of a traceback the error itself."""
+    lines = [line for line in str(ended.get("message") or "").splitlines() if line.strip()]
+    return sentence(lines[-1])[:MAX_LAST_WORDS] if lines else ""
 
 
 def _find_refusals(status: Object) -> Iterator[AgentRefusal]:

@@ -21,14 +21,21 @@ async def observe_capabilities(kube: Kube) -> Capabilities:
     return Capabilities(job_suspend=version >= JOB_SUSPEND_SINCE, version=version)
 
 
+SPREAD_BY_TEMPLATE_SINCE = (1, 27)
+"""matchLabelKeys of topology spread constraints (KEP-3243)."""
+
+
 async def observe_serving_capabilities(kube: Kube) -> ServingCapabilities:
     """What the server offers for ModelServers. Raises as `Kube.request`."""
     answer = await kube.request("GET", "/apis", verb="get", kind="APIGroupList")
     served = {
         version.get("groupVersion") for group in answer.get("groups") or [] for version in group.get("versions") or []
     }
+    version = parse_version(await kube.request("GET", "/version", verb="get", kind="Version"))
     return ServingCapabilities(
-        disruption_budgets=group_version(DISRUPTION_BUDGETS) in served, autoscaling=group_version(AUTOSCALERS) in served
+        disruption_budgets=group_version(DISRUPTION_BUDGETS) in served,
+        autoscaling=group_version(AUTOSCALERS) in served,
+        spread_by_template=version >= SPREAD_BY_TEMPLATE_SINCE,
     )
 
 

@@ -31,6 +31,7 @@ class Launch:
     adapters: tuple[AdapterWanted, ...]
     gpus: int
     settings: OperatorSettings
+    spread_by_template: bool = False
 
     @property
     def base_path(self) -> str:

@@ -57,7 +57,7 @@ def build_deployment(world: ServerWorld, decision: ServerDecision, settings: Ope
     if engine.reads_adapters_at_start and decision.wanted is None:
         raise ValueError(f"{spec.engine.type} reads its adapters at start, and the decision has no list of them")
     adapters = tuple(decision.wanted.adapters) if decision.wanted is not None else ()
-    launch = Launch(spec, adapters, count_gpus(spec), settings)
+    launch = Launch(spec, adapters, count_gpus(spec), settings, world.capabilities.spread_by_template)
     template = build_engine_template(engine, launch, _labels(world), decision.wanted, world.name)
     deployment: Manifest = {
         "selector": {"matchLabels": _selector(world)},

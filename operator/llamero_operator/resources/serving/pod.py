@@ -84,7 +84,7 @@ def build_engine_template(
             _build_agent(agent_env, engine, settings),
         ],
         "volumes": _build_volumes(pod, engine, server, settings),
-        "topologySpreadConstraints": [_spread(labels)],
+        "topologySpreadConstraints": [_spread(labels, launch.spread_by_template)],
         **build_placement(pod, gpu, settings),
     }
     return {"metadata": metadata, "spec": template}
@@ -242,11 +242,17 @@ def _build_volumes(pod: PodSettings, engine: PodEngine, server: str, settings: O
     return volumes
 
 
-def _spread(labels: Mapping[str, str]) -> Manifest:
-    """Over nodes where there are several: a node that is drained takes one replica away."""
-    return {
+def _spread(labels: Mapping[str, str], by_template: bool) -> Manifest:
+    """Over nodes where there are several: a node that is drained takes one replica away.
+
+    `by_template` counts pods of one template alone: else those that a rolling restart is about to end push the new ones together.
+    """
+    spread: Manifest = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": dict(labels)},
     }
+    if by_template:
+        spread["matchLabelKeys"] = ["pod-template-hash"]
+    return spread

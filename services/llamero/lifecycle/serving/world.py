@@ -21,6 +21,7 @@ class ServingCapabilities:
 
     disruption_budgets: bool = False  # policy/v1
     autoscaling: bool = False  # autoscaling/v2
+    spread_by_template: bool = False  # matchLabelKeys in topology spread constraints, since 1.27
 
 
 @dataclass(frozen=True)
