@@ -24,6 +24,11 @@ test: ## Set up everything and run all tests (ARGS passes options to pytest)
 	@scripts/setup.sh python browser cluster
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+.PHONY: test-long
+test-long: ## Set up everything and run the tests that `make test` leaves out: longer versions of what it shows in part
+	@scripts/setup.sh python browser cluster
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
+
 .PHONY: chaos
 chaos: ## Kill, cut off, fill and tear everything that a job stands on, and print a table of what came of it (ARGS=--quick for a short one)
 	@scripts/setup.sh python cluster

@@ -38,7 +38,18 @@ def test_an_operator_killed_at_any_write_or_send_ends_as_if_it_had_not_been(aren
     assert len([t for t in trials if not t.skipped]) >= QUICK_POINTS - 1
 
 
-@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if not s.only_full], ids=lambda s: s.name)
+SHORT = {"messages", "node", "zombie", "api-server"}
+"""What `make test` tries of them; `make test-long` tries the others, `make chaos` all and more of each."""
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(s, id=s.name, marks=() if s.name in SHORT else pytest.mark.long)
+        for s in SCENARIOS
+        if not s.only_full
+    ],
+)
 def test_a_job_survives(arena: Arena, scenario: Scenario) -> None:
     check(scenario.run(arena))
 

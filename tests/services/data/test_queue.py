@@ -167,7 +167,7 @@ def test_a_task_that_two_do_at_once_is_done_right(job, base, alone, tmp_path, mo
     check_same(outcome, alone)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.long if n else ()) for n, k in enumerate(KINDS)])
 def test_a_worker_killed_half_way_costs_time_and_no_byte(job, base, alone, tmp_path, spool, kind):
     spool.start(1, doom=kind)
     (worker,) = spool.workers
@@ -389,7 +389,7 @@ def store(base: Path) -> Iterator[str]:
     server.stop()
 
 
-@pytest.mark.parametrize("doom", ["", "clean"])
+@pytest.mark.parametrize("doom", [pytest.param("", marks=pytest.mark.long), "clean"])
 def test_workers_that_share_no_disk_share_an_object_store(job, base, tmp_path, spool, store, doom):
     import boto3
 

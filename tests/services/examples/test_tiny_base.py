@@ -214,6 +214,7 @@ def test_the_card_quotes_the_record(repository: Path) -> None:
 # --- the script
 
 
+@pytest.mark.long
 def test_two_steps_of_the_script_give_a_checkpoint_that_loads(trial: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(trial)
     tokenizer = AutoTokenizer.from_pretrained(trial)
@@ -223,6 +224,7 @@ def test_two_steps_of_the_script_give_a_checkpoint_that_loads(trial: Path) -> No
     assert math.isfinite(json.loads((trial / "pretraining.json").read_text())["held_out_loss"]["chat"])
 
 
+@pytest.mark.long
 def test_a_second_run_gives_the_same_corpus_tokenizer_and_losses(trial: Path, tmp_path: Path) -> None:
     done = run_script("--output", str(tmp_path), "--steps", "2", hash_seed=2)
     assert done.returncode == 0, done.stderr
@@ -233,12 +235,14 @@ def test_a_second_run_gives_the_same_corpus_tokenizer_and_losses(trial: Path, tm
         assert first["held_out_loss"][form] == pytest.approx(second["held_out_loss"][form], abs=0.005)
 
 
+@pytest.mark.long
 def test_the_check_accepts_a_checkpoint_that_is_as_recorded(trial: Path) -> None:
     done = run_script("--output", str(trial), "--check")
     assert "is what its record says" in done.stdout
     assert done.returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
