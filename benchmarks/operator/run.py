@@ -38,6 +38,7 @@ from watching import Observer, RoundFailed  # noqa: E402
 
 CONCURRENCY = 32
 SETTINGS: dict[str, Any] = {
+    "serving": {"enabled": False},  # jobs alone are measured
     "storage": {"hostPath": "/bench"},
     "client": {"qps": 5000, "burst": 5000, "maxConcurrent": CONCURRENCY},
     "concurrency": CONCURRENCY,

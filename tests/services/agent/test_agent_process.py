@@ -63,6 +63,8 @@ class Process:
             return 0, str(error)
 
     def report(self) -> AgentReport:
+        """What it tells; just started it says that it has not looked yet, and is asked again."""
+        self.until(lambda: self.ask("/v1/report")[0] != 503)
         status, text = self.ask("/v1/report")
         assert status == 200, text
         return AgentReport.model_validate_json(text)
