@@ -15,6 +15,7 @@ from cluster.waiting import until
 from stack.protocol_worker import Script
 from stack.stack import Stack, played_job
 
+from llamero.spec.names import FINALIZER
 from llamero.spec.status import ConditionType, JobStatus, WorkKind
 
 MOMENTS = {
@@ -138,6 +139,11 @@ def test_deletion_in_any_phase_leaves_nothing_but_published_adapters(stack: Stac
         uid = stack.submit(played_job(name, **spec))
         if phase != "Pending":
             stack.wait_phase(name, phase)
+        else:
+            # What is cleaned up is promised from the finalizer on: a deletion that overtakes it takes the job away at once.
+            until(
+                lambda: FINALIZER in (stack.get(name)["metadata"].get("finalizers") or []), "the operator to see it", 30
+            )
         stack.delete(name)
         stack.wait_gone(name)
     stack.wait_nothing_left(name, uid)
