@@ -7,10 +7,8 @@ import logging
 from pathlib import Path
 
 from llamero.agent.errors import Refusal
-from llamero.model.adapter_checks import check_adapter
+from llamero.model.adapter_checks import check_adapter, shorten_faults
 from llamero.spec.server import EngineType
-
-MAX_FAULTS_TOLD = 3
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +21,5 @@ def check(name: str, folder: Path, base: Path, base_sha256: str | None, engine: 
         log.exception("the adapter %s can't be checked", name)
         raise Refusal(f"The adapter {name} can't be read: {type(error).__name__}: {error}") from error
     if faults:
-        more = len(faults) - MAX_FAULTS_TOLD
-        told = [fault.replace(f"{folder}/", "") for fault in faults[:MAX_FAULTS_TOLD]]
-        rest = f" And {more} more of the kind." if more > 0 else ""
-        raise Refusal(f"The adapter {name} is refused: {' '.join(told)}{rest}")
+        told = shorten_faults([fault.replace(f"{folder}/", "") for fault in faults])
+        raise Refusal(f"The adapter {name} is refused: {told}")

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from llamero.cli.errors import CommandError
-from llamero.model.adapter_checks import CONFIG, WEIGHTS, check_adapter
+from llamero.model.adapter_checks import CONFIG, WEIGHTS, check_adapter, shorten_faults
 from llamero.model.bases import base_digest, check_base
 from llamero.model.errors import ModelError
 from llamero.phases.processes import PROCESS_ENVIRONMENT
@@ -160,7 +160,7 @@ def check_folder(adapter: AdapterFolder, base: BaseAtHand | None, engine: Engine
         return
     problems = check_adapter(adapter.folder, base.folder, engine, base_sha256=base.sha256)
     if problems:
-        raise ImportRefused(f"{adapter.folder} can't be served: {' '.join(problems)}")
+        raise ImportRefused(f"{adapter.folder} can't be served: {shorten_faults(problems)}")
 
 
 def describe_import(adapter: AdapterFolder, uri: str, told: Told, base: BaseAtHand | None) -> AdapterSpec:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from llamero.engine.generation import GenerationThread
 from llamero.engine.requests import EngineError, ErrorKind
-from llamero.model.adapters import check_adapter
+from llamero.model.adapter_checks import check_adapter, shorten_faults
 from llamero.model.errors import ModelError
 from llamero.model.loading import read_tokenizer
 from llamero.model.templates import render_prompt, stop_token_ids
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 BASE_ALIAS = "tgi"  # TGI's name for the base in OpenAI's endpoints
 ENGINE: Literal["cpu"] = "cpu"
-MAX_FAULTS_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,9 @@ class Catalog:
             raise EngineError(ErrorKind.ADAPTER_REFUSED, reason)
         faults = check_adapter(folder, self._folder, ENGINE)
         if faults:
-            raise EngineError(ErrorKind.ADAPTER_REFUSED, f"The adapter in {folder} is refused: {_shorten(faults)}")
+            raise EngineError(
+                ErrorKind.ADAPTER_REFUSED, f"The adapter in {folder} is refused: {shorten_faults(faults)}"
+            )
         return read_served(name, name, folder, base=self.base)
 
     async def unload(self, name: str) -> None:
@@ -139,11 +140,6 @@ def read_served(name: str, adapter: str | None, folder: Path, base: ServedModel 
         stops |= {int(i) for i in stop_token_ids(tokenizer)}
     special = frozenset(int(i) for i in tokenizer.all_special_ids)
     return ServedModel(name, adapter, folder, tokenizer, frozenset(stops), special, created=int(time.time()))
-
-
-def _shorten(faults: Sequence[str]) -> str:
-    more = len(faults) - MAX_FAULTS_TOLD
-    return " ".join(faults[:MAX_FAULTS_TOLD]) + (f" And {more} more of the kind." if more > 0 else "")
 
 
 def _configured_stops(folder: Path, tokenizer: Any) -> list[int]:

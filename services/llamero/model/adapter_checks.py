@@ -7,6 +7,7 @@ agent beside an engine has neither. What each engine serves was read from its so
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ TGI_MODULES = frozenset(
 """Module types that TGI puts an adapter on."""
 
 VLLM_LARGEST_RANK = 512
+MAX_FAULTS_TOLD = 3
 
 _LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(?P<layer>\d+)\.")
@@ -71,6 +73,12 @@ def check_adapter(
     problems = _check_manifest(folder, base_folder, base_sha256)
     problems += _check_shapes(adapter, base_folder) + _check_values(adapter)
     return problems + _ENGINE_CHECKS[engine](adapter, base_folder)
+
+
+def shorten_faults(faults: Sequence[str]) -> str:
+    """The first few of them as one text, and how many more there are."""
+    more = len(faults) - MAX_FAULTS_TOLD
+    return " ".join(faults[:MAX_FAULTS_TOLD]) + (f" And {more} more of the kind." if more > 0 else "")
 
 
 def _read_adapter(folder: Path) -> _Adapter | str:
