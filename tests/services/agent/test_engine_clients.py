@@ -1,5 +1,6 @@
 """How each engine's answers and errors are read, against small servers that answer as the engines do."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from llamero.agent.engines import EngineClient, build_client
+from llamero.agent.engines import EngineClient, build_client, http
 from llamero.agent.engines.base import EngineBusy, EngineRefusal, EngineTrouble
 from llamero.agent.engines.http import read_error, spare_proxy, sum_metrics
 from llamero.spec.server import EngineType
@@ -174,6 +175,7 @@ async def test_an_engine_with_its_hands_full_is_ready() -> None:
     busy = {"/health": (200, ""), "/generate": (429, {"error": "Model is overloaded", "error_type": "overloaded"})}
     async with answering("tgi", busy) as client:
         await client.ready()
+        await client.ready()
     failing = (500, {"error": {"message": "timed out"}})
     counted: dict[str, Answer] = {"/health": (200, ""), "/v1/completions": failing, "/v1/models": (200, MODELS)}
     async with answering("vllm", counted) as client:
@@ -182,6 +184,23 @@ async def test_an_engine_with_its_hands_full_is_ready() -> None:
             await client.ready()
         counted["/metrics"] = (200, 'vllm:generation_tokens_total{model_name="base"} 25.0\n')
         await client.ready()  # it makes tokens for others
+
+
+async def test_an_engine_that_is_overloaded_and_gets_nothing_done_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "STUCK_SECONDS", 0.2)
+    overloaded = (429, {"error": "Model is overloaded", "error_type": "overloaded"})
+    answers: dict[str, Answer] = {
+        "/health": (200, ""),
+        "/generate": overloaded,
+        "/metrics": (200, "tgi_request_success 7\n"),
+    }
+    async with answering("tgi", answers) as client:
+        await client.ready()
+        await asyncio.sleep(0.25)
+        with pytest.raises(EngineTrouble, match="has made no token for"):
+            await client.ready()
+        answers["/metrics"] = (200, "tgi_request_success 8\n")
+        await client.ready()  # it got something done: the queue is moving
 
 
 async def test_what_vllm_says_of_a_load_is_confirmed_in_its_list_of_models() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,13 +21,15 @@ TOKEN_SECONDS = 30.0
 """Patience with a token: an engine that gives none for so long is not ready."""
 FRESH_SECONDS = 15.0
 """A token that was made within so many seconds proves that the engine answers."""
+STUCK_SECONDS = 300.0
+"""An engine that is overloaded for so long and makes no token meanwhile is not ready: a dead GPU behind a full queue looks so."""
 SCORE_SECONDS = 120.0
 LOAD_SECONDS = 300.0
 MAX_ANSWER_BYTES = 8 << 20
 MAX_TOLD = 400
 
 
-class HttpEngine:
+class HttpEngine(ABC):
     """Requests to an engine, and `ready` for all of them. Lives on one event loop."""
 
     name = "the engine"
@@ -38,6 +41,7 @@ class HttpEngine:
         self._session: aiohttp.ClientSession | None = None
         self._token_at: float | None = None
         self._progress: float | None = None
+        self._busy_since: float | None = None
 
     async def close(self) -> None:
         """Let connections go."""
@@ -63,16 +67,30 @@ class HttpEngine:
         try:
             await self.give_token()
         except EngineBusy:
-            pass  # it has more than enough to do, and says so
+            self._excuse_busy()
+            return
         except EngineTrouble:
             if not await self._has_progressed():
                 self._token_at = None
                 raise
-        self._token_at = time.monotonic()
+        self._note_token()
 
+    def _note_token(self) -> None:
+        self._token_at, self._busy_since = time.monotonic(), None
+
+    def _excuse_busy(self) -> None:
+        """It has more than enough to do and says so, which is no fault; one that gets nothing done all the while is stuck."""
+        now = time.monotonic()
+        self._busy_since = now if self._busy_since is None else self._busy_since
+        if now - self._busy_since >= STUCK_SECONDS:
+            self._token_at = None
+            raise EngineTrouble(
+                f"{self.name} turns requests away as overloaded, and has made no token for {now - self._busy_since:.0f} seconds."
+            )
+
+    @abstractmethod
     async def give_token(self) -> None:
-        """One token of the base."""
-        raise NotImplementedError
+        """One token of the base. Raises EngineTrouble, EngineRefusal."""
 
     async def _has_progressed(self) -> bool:
         """Whether its counters say that it made tokens since they were last read."""
@@ -83,7 +101,7 @@ class HttpEngine:
         before, self._progress = self._progress, found
         if found is None or before is None or found <= before:
             return False
-        self._token_at = time.monotonic()
+        self._note_token()
         return True
 
     # -- requests --------------------------------------------------------------------------------------------------------------
