@@ -271,3 +271,12 @@ def read_log_request(job: Object) -> LogRequest | None:
 def mark_deleting(child: ChildView) -> ChildView:
     """The child, whose deletion was asked for and has not shown yet."""
     return replace(child, deleting=True)
+
+
+def speaks_alike(old: Object, new: Object) -> bool:
+    """Whether the manifest is the same, so that it need not be read again."""
+    a, b = old["metadata"], new["metadata"]
+    return a.get("generation") == b.get("generation") and (a.get("labels"), a.get("annotations")) == (
+        b.get("labels"),
+        b.get("annotations"),
+    )

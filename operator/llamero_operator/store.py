@@ -170,7 +170,7 @@ class Store:
         record = JobRecord(raw)
         if old is not None and old.uid == record.uid:
             record.deleted_children = old.deleted_children
-        if old is not None and old.uid == record.uid and _speaks_alike(old.raw, raw):
+        if old is not None and old.uid == record.uid and observe.speaks_alike(old.raw, raw):
             record.parsed, record.problems = old.parsed, old.problems
         else:
             record.parsed, record.problems = observe.read_job(raw)
@@ -263,12 +263,3 @@ def _remove(index: dict[str, dict[Key, Any]], uid: str, key: Key) -> None:
 
 def _with(view: ChildView, pods: Iterable[PodView], deleting: bool) -> ChildView:
     return ChildView(**{**view.__dict__, "pods": tuple(pods), "deleting": deleting})
-
-
-def _speaks_alike(old: Object, new: Object) -> bool:
-    """Whether the manifest is the same, so that it need not be read again."""
-    a, b = old["metadata"], new["metadata"]
-    return a.get("generation") == b.get("generation") and (a.get("labels"), a.get("annotations")) == (
-        b.get("labels"),
-        b.get("annotations"),
-    )

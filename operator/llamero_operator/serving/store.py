@@ -11,7 +11,7 @@ from typing import Any
 
 from llamero.lifecycle.serving.world import AdapterView, DeploymentView, EnginePodView
 from llamero.spec.server import ModelServer, ModelServerStatus
-from llamero_operator.observe import EPOCH, parse_time
+from llamero_operator.observe import EPOCH, parse_time, speaks_alike
 from llamero_operator.serving import observe
 
 Object = Mapping[str, Any]
@@ -124,7 +124,7 @@ class ServingStore:
         raw["metadata"] = {k: v for k, v in thing["metadata"].items() if k != "managedFields"}
         old = self.servers.get(key)
         is_same = old is not None and old.uid == raw["metadata"]["uid"]
-        if old is not None and is_same and _speaks_alike(old.raw, raw):
+        if old is not None and is_same and speaks_alike(old.raw, raw):
             parsed, problems = old.parsed, old.problems
         else:
             parsed, problems = observe.read_server(raw)
@@ -211,20 +211,11 @@ def _record_deployment(thing: Object) -> DeploymentRecord:
     )
 
 
-def _speaks_alike(old: Object, new: Object) -> bool:
-    """Whether the manifest is the same, so that it need not be read again."""
-    a, b = old["metadata"], new["metadata"]
-    return a.get("generation") == b.get("generation") and (a.get("labels"), a.get("annotations")) == (
-        b.get("labels"),
-        b.get("annotations"),
-    )
-
-
 def _decides_alike(old: ServerRecord, new: ServerRecord) -> bool:
     """Whether decisions see the same in both."""
     a, b = old.raw["metadata"], new.raw["metadata"]
     return (
-        _speaks_alike(old.raw, new.raw)
+        speaks_alike(old.raw, new.raw)
         and old.deleting == new.deleting
         and a.get("finalizers") == b.get("finalizers")
         and old.status == new.status

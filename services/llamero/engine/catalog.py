@@ -18,12 +18,11 @@ from llamero.model.adapter_checks import check_adapter, shorten_faults
 from llamero.model.errors import ModelError
 from llamero.model.loading import read_tokenizer
 from llamero.model.templates import render_prompt, stop_token_ids
-from llamero.spec.names import MANIFEST_NAME
+from llamero.spec.names import ENGINE_BASE_NAME, MANIFEST_NAME
 from llamero.spec.records import Message
 
 log = logging.getLogger(__name__)
 
-BASE_ALIAS = "tgi"  # TGI's name for the base in OpenAI's endpoints
 ENGINE: Literal["cpu"] = "cpu"
 
 
@@ -79,7 +78,7 @@ class Catalog:
 
     async def load(self, name: str, folder: Path) -> ServedModel:
         """Check an adapter folder, load it, and serve it under `name`; raises EngineError with the reason where it is refused."""
-        if name in (self.base.name, BASE_ALIAS):
+        if name in (self.base.name, ENGINE_BASE_NAME):
             raise EngineError(ErrorKind.ADAPTER_REFUSED, f"{name} is the base's own name: give the adapter another.")
         if name in self._adapters or name in self._busy:
             raise EngineError(

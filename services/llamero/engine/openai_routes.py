@@ -11,12 +11,13 @@ from typing import Any
 
 from aiohttp import web
 
-from llamero.engine.catalog import BASE_ALIAS, ServedModel
+from llamero.engine.catalog import ServedModel
 from llamero.engine.requests import Finished, FinishReason, TokenEvent, TokenScore
 from llamero.engine.service import token_text
 from llamero.engine.streams import stream_generation
 from llamero.engine.tgi_routes import SERVICE, read_json
 from llamero.engine.wire import ChatBody, CompletionBody, LoadBody, OpenAIParameters, UnloadBody, parse_body
+from llamero.spec.names import ENGINE_BASE_NAME
 
 FINISH_WORDS = {FinishReason.LENGTH: "length", FinishReason.STOP_TOKEN: "stop", FinishReason.STOP_SEQUENCE: "stop"}
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -35,7 +36,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
     service = request.app[SERVICE]
     body = parse_body(ChatBody, await read_json(request))
-    model = service.catalog.find(body.model, also_base=(BASE_ALIAS,))
+    model = service.catalog.find(body.model, also_base=(ENGINE_BASE_NAME,))
     messages = [m.to_message() for m in body.messages]
     ids = await service.encode(model, lambda: model.chat_prompt(messages))
     asked = body.max_completion_tokens or body.max_tokens
@@ -54,7 +55,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
     service = request.app[SERVICE]
     body = parse_body(CompletionBody, await read_json(request))
-    model = service.catalog.find(body.model, also_base=(BASE_ALIAS,))
+    model = service.catalog.find(body.model, also_base=(ENGINE_BASE_NAME,))
     ids = await service.encode(model, lambda: model.text_prompt(body.text()))
     asked = body.max_tokens or DEFAULT_COMPLETION_TOKENS
     shape = _CompletionShape(model, body, with_log_probs=body.logprobs is not None)
