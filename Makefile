@@ -20,7 +20,7 @@ demo: setup ## Take the quickstart from raw data to a chat page (ARGS=--no-serve
 	@exec $(BIN)/llamero run examples/quickstart.yaml --workdir $(WORKDIR) $(ARGS)
 
 .PHONY: test
-test: ## Set up everything and run all tests (ARGS passes options to pytest)
+test: ## Set up everything and run the tests (ARGS passes options to pytest)
 	@scripts/setup.sh python browser cluster
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 

@@ -130,9 +130,13 @@ async def test_an_agent_is_not_asked_again_before_its_time_but_at_once_where_its
     ground.converse(every=60)
     await until(lambda: agent.asked == 1, "the first question")
     ground.converse(every=60)
+    await asyncio.sleep(0.05)
+    assert agent.asked == 1, "it is not time yet"
     agent.pod = EnginePodView(**{**agent.pod.__dict__, "ready": True})
     ground.converse(every=60)
     await until(lambda: agent.asked == 2, "a question about the pod that is ready by now")
+    await asyncio.sleep(0.05)
+    assert agent.asked == 2
 
 
 async def test_every_pod_is_told_what_is_wanted_until_it_says_that_it_has_it(ground: Field) -> None:

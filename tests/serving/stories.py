@@ -252,9 +252,10 @@ def kill_pod(stage: Stage) -> Row:
     address = pod["status"]["podIP"]
     node, name = world.node_of(pod), pod["metadata"]["name"]
     restarts = _restarts(pod)
-    at_risk = _under_way(world, address)
+    on_pod, looked = _under_way(world, address)
     killed = time.monotonic()
     node.kill_container(name, world.namespace, "engine", 9)
+    dead = time.monotonic()
 
     def is_back() -> bool:
         now = next((p for p in world.pods(SERVER) if p["metadata"]["name"] == name), None)
@@ -264,15 +265,15 @@ def kill_pod(stage: Stage) -> Row:
     back = world.wait_pods(SERVER, stage.replicas, adapters=1)
     stage.dwell()
     failed = [a for a in stage.load.since(began) if a.fault]
-    broken = [a for a in failed if _was_broken_off(a, killed)]
-    # Requests may have come between the look at those under way and the kill: all that clients had open then are at risk.
-    open_then = [a for a in stage.load.since(began) if a.started <= killed + 0.1 and a.ended >= killed]
+    broken = [a for a in failed if _was_broken_off(a, killed, dead)]
+    # Those on the pod at the look, and those that came to any pod between the look and its death: no other may end.
+    came_later = [a for a in stage.load.since(began) if looked <= a.started <= dead and a.ended >= killed]
     return stage.row(
         "a pod killed mid-stream",
         began,
         seconds={"killed to all ready": back - killed},
         broken=len(broken),
-        at_risk=max(at_risk, len(open_then)),
+        at_risk=on_pod + len(came_later),
     )
 
 
@@ -335,11 +336,14 @@ def restart_operator(stage: Stage, word: str = "fjord") -> Row:
     stage.timeline.allow(MODEL, word, began)
     world.publish(adapter, new, MODEL, SERVER)
     world.wait_taken_in(SERVER, MODEL, 2)
+    begun_at = world.adapter_status(new).attempted_at
     world.stack.operator.kill()
     stage.dwell()
     killed = time.monotonic()
     world.stack.operator.start()
     done = world.wait_served(SERVER, MODEL, new)
+    assert begun_at is not None
+    assert world.adapter_status(new).attempted_at == begun_at, "the rollout began anew"
     stage.timeline.forbid(MODEL, stage.word(old), done)
     stage.serving = new
     stage.dwell()
@@ -372,20 +376,21 @@ def _is_engine_ready(pod: Mapping[str, Any]) -> bool:
     return any(s["name"] == "engine" and s["ready"] for s in pod["status"].get("containerStatuses") or [])
 
 
-def _under_way(world: ServingWorld, address: str) -> int:
-    """Waits until a stream is under way on the pod at an address; how many there are."""
+def _under_way(world: ServingWorld, address: str) -> tuple[int, float]:
+    """Waits until a stream is under way on the pod at an address; how many there are, and when that was asked."""
     for _ in range(400):
+        asked = time.monotonic()
         found = sum(f.requests for f in world.chat_report().in_flight if f"//{address}:" in f.backend)
         if found:
-            return found
+            return found, asked
         time.sleep(0.01)
     raise AssertionError("no stream came to the pod: nothing would be proven by its end")
 
 
-def _was_broken_off(answer: Answer, killed: float) -> bool:
+def _was_broken_off(answer: Answer, killed: float, dead: float) -> bool:
     """A stream that was under way at the kill and ended with an error that says what happened."""
     is_clear = answer.fault == STREAM_BROKEN and bool(answer.error_message)
-    return is_clear and answer.started <= killed + 0.1 and answer.ended >= killed
+    return is_clear and answer.started <= dead and answer.ended >= killed
 
 
 Story = Callable[[Stage], Row | list[Row]]

@@ -169,6 +169,8 @@ def test_promoting_an_older_adapter_does_nothing() -> None:
     cluster = build_cluster()
     cluster.publish("tutor-r2")
     cluster.edit_name(promote="tutor-r1")
+    for percent in (5, 25, 50, 100):
+        cluster.run_until(lambda share=percent: cluster.shares().get("tutor-r2") == share)  # type: ignore[misc]
     cluster.run_until(lambda: cluster.name().adapter == "tutor-r2")
 
 
